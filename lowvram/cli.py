@@ -1,0 +1,381 @@
+"""The command line: arguments to one call to one result. Imports no torch.
+
+Results go to stdout, everything else to stderr; errors are one line and a documented exit code.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lowvram import errors
+from lowvram.request import DTYPES, PADDINGS, WEIGHTS, parse_numbers, parse_seeds, parse_size
+
+if TYPE_CHECKING:
+    from lowvram.progress import OnProgress
+    from lowvram.stages.result import StageResult
+
+app = typer.Typer(
+    name="lowvram",
+    help="Pictures from diffusion transformers on small graphics cards, in three stages that run "
+    "alone: encode, denoise, decode.",
+    epilog='Try: lowvram run "a large blue star on a yellow background" -m demo',
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+DEFAULT_MODEL = "pixart-sigma-1024"
+
+Prompts = Annotated[
+    list[str], typer.Argument(metavar="PROMPT…", help="What the pictures shall show.")
+]
+ModelName = Annotated[
+    str,
+    typer.Option(
+        "--model", "-m", help="Short name (pixart-sigma-1024, demo, …), repository or folder."
+    ),
+]
+FileModel = Annotated[
+    str | None,
+    typer.Option("--model", "-m", help="Checked against the model that the file was made for."),
+]
+Revision = Annotated[
+    str | None, typer.Option("--revision", help="Commit, branch or tag of a repository.")
+]
+Negative = Annotated[
+    str, typer.Option("--negative", "-n", help="What the pictures shall not show.")
+]
+Weights = Annotated[
+    str,
+    typer.Option("--weights", help=f"How the text encoder's weights sit: {', '.join(WEIGHTS)}."),
+]
+CleanCaption = Annotated[
+    bool,
+    typer.Option("--clean/--no-clean", help="Clean the prompt as the training captions were."),
+]
+Padding = Annotated[
+    str,
+    typer.Option(
+        "--padding",
+        help=f"Encode real tokens only, or pad as diffusers does: {', '.join(PADDINGS)}.",
+    ),
+]
+MaxTokens = Annotated[
+    int | None, typer.Option("--max-tokens", help="Where prompts are cut; default: the model's.")
+]
+Seed = Annotated[
+    str,
+    typer.Option("--seed", "-s", help="Of the first picture; or a list or range: 7, 1,2,5, 3-6."),
+]
+Images = Annotated[int, typer.Option("--images", help="Pictures for each prompt.")]
+Steps = Annotated[int | None, typer.Option("--steps", help="Default: the model's.")]
+Timesteps = Annotated[
+    str | None, typer.Option("--timesteps", help="Instead of --steps: 999,750,500,250.")
+]
+Sigmas = Annotated[
+    str | None, typer.Option("--sigmas", help="Instead of --steps, for schedulers that take them.")
+]
+Guidance = Annotated[
+    float | None, typer.Option("--guidance", "-g", help="Guidance scale; 1 turns it off.")
+]
+PictureSize = Annotated[
+    str | None, typer.Option("--size", help="WIDTHxHEIGHT in px; default: the model's.")
+]
+Binning = Annotated[
+    bool,
+    typer.Option(
+        "--binning/--no-binning",
+        help="Compute at the nearest size the model knows, then resize and crop.",
+    ),
+]
+Eta = Annotated[float, typer.Option("--eta", help="Noise added in each step (DDIM).")]
+Latents = Annotated[
+    Path | None,
+    typer.Option("--latents", help="Safetensors file with `latents` to start from."),
+]
+Dtype = Annotated[str, typer.Option("--dtype", help=f"To compute in: {', '.join(DTYPES)}.")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, xpu, mps.")]
+BatchSize = Annotated[
+    int, typer.Option("--batch-size", help="Texts or pictures per call of the model.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, nothing else.")]
+
+
+@app.command()
+def encode(
+    prompts: Prompts,
+    model: ModelName = DEFAULT_MODEL,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="x.embeds.safetensors")
+    ] = None,
+    negative: Negative = "",
+    weights: Weights = "auto",
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    clean: CleanCaption = True,
+    padding: Padding = "none",
+    max_tokens: MaxTokens = None,
+    batch_size: BatchSize = 1,
+    revision: Revision = None,
+    as_json: AsJson = False,
+) -> None:
+    """Prompts to embeddings, with the text encoder alone on the device.
+
+    lowvram encode "a cactus with a happy face" -m pixart-sigma-1024 -o cactus.embeds.safetensors
+    """
+    from lowvram import api
+    from lowvram.run import new_path
+
+    with _terminal() as on_progress:
+        result = api.encode(
+            prompts,
+            model,
+            output=output or new_path(prompts, ".embeds.safetensors"),
+            negative_prompt=negative,
+            weights=weights,
+            dtype=dtype,
+            device=device,
+            clean_caption=clean,
+            padding=padding,
+            max_tokens=max_tokens,
+            batch_size=batch_size,
+            revision=revision,
+            on_progress=on_progress,
+        )
+    _print_stage(result, as_json, [])
+
+
+@app.command()
+def denoise(
+    embeds: Annotated[Path, typer.Argument(help="What encode wrote.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="x.latents.safetensors")
+    ] = None,
+    model: FileModel = None,
+    seed: Seed = "0",
+    images: Images = 1,
+    steps: Steps = None,
+    timesteps: Timesteps = None,
+    sigmas: Sigmas = None,
+    guidance: Guidance = None,
+    size: PictureSize = None,
+    binning: Binning = True,
+    eta: Eta = 0.0,
+    latents: Latents = None,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    batch_size: BatchSize = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Embeddings to latents, with the transformer alone on the device.
+
+    lowvram denoise cactus.embeds.safetensors --seed 7 --size 1024x768
+    """
+    from lowvram import api
+
+    output = output or _beside(embeds, ".latents.safetensors")
+    with _terminal() as on_progress:
+        result = api.denoise(
+            embeds,
+            output=output,
+            model=model,
+            seed=parse_seeds(seed),
+            images_per_prompt=images,
+            steps=steps,
+            timesteps=_timesteps(timesteps),
+            sigmas=parse_numbers("--sigmas", sigmas) if sigmas else None,
+            guidance_scale=guidance,
+            size=parse_size(size) if size else None,
+            binning=binning,
+            eta=eta,
+            latents=latents,
+            dtype=dtype,
+            device=device,
+            batch_size=batch_size,
+            on_progress=on_progress,
+        )
+    files = {"path": None, "embeds": str(embeds), "latents": str(output)}
+    _print_stage(result, as_json, [files for _ in result.items])
+
+
+@app.command()
+def decode(
+    latents: Annotated[Path, typer.Argument(help="What denoise wrote.")],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="x.png")] = None,
+    model: FileModel = None,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    batch_size: BatchSize = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Latents to pictures, with the VAE alone on the device.
+
+    lowvram decode cactus.latents.safetensors -o cactus.png
+    """
+    from lowvram import api
+
+    with _terminal() as on_progress:
+        result = api.decode(
+            latents,
+            output=output or _beside(latents, ".png"),
+            model=model,
+            dtype=dtype,
+            device=device,
+            batch_size=batch_size,
+            on_progress=on_progress,
+        )
+    files = {"embeds": None, "latents": str(latents)}
+    _print_stage(result, as_json, [{"path": str(path), **files} for path in result.paths])
+
+
+@app.command()
+def run(
+    prompts: Prompts,
+    model: ModelName = DEFAULT_MODEL,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="x.png or a folder; default: a new file in outputs/"),
+    ] = None,
+    negative: Negative = "",
+    encoder_weights: Annotated[
+        str,
+        typer.Option(
+            "--encoder-weights", help=f"How the text encoder's weights sit: {', '.join(WEIGHTS)}."
+        ),
+    ] = "auto",
+    seed: Seed = "0",
+    images: Images = 1,
+    steps: Steps = None,
+    timesteps: Timesteps = None,
+    sigmas: Sigmas = None,
+    guidance: Guidance = None,
+    size: PictureSize = None,
+    binning: Binning = True,
+    eta: Eta = 0.0,
+    latents: Latents = None,
+    clean: CleanCaption = True,
+    padding: Padding = "none",
+    max_tokens: MaxTokens = None,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    batch_size: BatchSize = 1,
+    revision: Revision = None,
+    in_process: Annotated[
+        bool, typer.Option("--in-process", help="All stages in one process, for debugging.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Prompts to pictures: encode, denoise and decode in order, each in a process of its own.
+
+    lowvram run "a large blue star on a yellow background" -m demo -o star.png
+    """
+    from lowvram.run import run as run_stages
+
+    with _terminal(loads_here=in_process) as on_progress:
+        result = run_stages(
+            prompts,
+            model,
+            output,
+            negative_prompt=negative,
+            encoder_weights=encoder_weights,
+            clean_caption=clean,
+            padding=padding,
+            max_tokens=max_tokens,
+            seed=parse_seeds(seed),
+            images_per_prompt=images,
+            steps=steps,
+            timesteps=_timesteps(timesteps),
+            sigmas=parse_numbers("--sigmas", sigmas) if sigmas else None,
+            guidance_scale=guidance,
+            size=parse_size(size) if size else None,
+            binning=binning,
+            eta=eta,
+            latents=latents,
+            dtype=dtype,
+            device=device,
+            batch_size=batch_size,
+            revision=revision,
+            in_process=in_process,
+            on_progress=on_progress,
+        )
+    if as_json:
+        _print_json(result.to_json())
+    else:
+        for image in result.images:
+            print(image.path)
+        print(f"\n{result.table()}")
+
+
+def main() -> None:
+    """Entry point: errors become one line on stderr and an exit code."""
+    sys.exit(_exit_code(app))
+
+
+def _exit_code(command: Callable[..., Any]) -> int:
+    try:
+        code = command(standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except errors.LowvramError as error:
+        print(f"lowvram: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("lowvram: interrupted", file=sys.stderr)
+        return errors.INTERRUPTED_EXIT_CODE
+    except BrokenPipeError:  # the reader of our output has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        if hasattr(error, "format_message"):  # click's: an unknown option, a missing argument
+            print(f"lowvram: {error.format_message()} (see lowvram --help)", file=sys.stderr)
+            return errors.RequestError.exit_code
+        if type(error).__name__ == "Abort":
+            return errors.INTERRUPTED_EXIT_CODE
+        raise
+
+
+def _terminal(loads_here: bool = True) -> "AbstractContextManager[OnProgress]":
+    """Show progress; and where models are loaded in this process, keep the libraries quiet."""
+    from lowvram.terminal import quiet_libraries, terminal
+
+    if loads_here:
+        quiet_libraries()
+    return terminal()
+
+
+def _beside(path: Path, suffix: str) -> Path:
+    """x.embeds.safetensors to x.latents.safetensors or x.png."""
+    return path.with_name(path.name.split(".")[0] + suffix)
+
+
+def _timesteps(text: str | None) -> list[int] | None:
+    return [int(each) for each in parse_numbers("--timesteps", text)] if text else None
+
+
+def _print_stage(result: "StageResult", as_json: bool, files: list[dict[str, Any]]) -> None:
+    """A stage's result: the files it made and its row of the table, or the JSON document."""
+    report = result.report.to_json()
+    if as_json:
+        shown = ("prompt", "seed", "width", "height")
+        images = [
+            {**{name: item[name] for name in shown}, **each}
+            for item, each in zip(result.items, files, strict=False)
+        ]
+        _print_json({"images": images, "stages": [report]})
+        return
+    from lowvram.memory.report import table
+
+    for path in result.paths:
+        print(path)
+    print(f"\n{table([report])}")
+
+
+def _print_json(document: dict[str, Any]) -> None:
+    print(json.dumps(document, indent=2, ensure_ascii=False))

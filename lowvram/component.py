@@ -1,0 +1,85 @@
+"""The one place where a component is built, lent and released.
+
+`use` lends the loaded module to a function and takes it back when that returns: a variable bound
+by `with … as model` would outlive its block and keep the weights alive. What stays behind
+after the release is named.
+"""
+
+import gc
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+from lowvram.memory.meter import Meter
+from lowvram.weights.checkpoint import Weights, counted_bytes, find_class, named_tensors
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Used(Generic[T]):
+    """What came of lending a component.
+
+    Attributes:
+        result: of the work.
+        weights_bytes: counted while the component was loaded.
+        left_behind: names of its tensors that are still alive after the release.
+    """
+
+    result: T
+    weights_bytes: int
+    left_behind: list[str]
+
+
+def use(
+    class_name: str,
+    folder: Path,
+    weights: Weights,
+    device: "torch.device",
+    meter: Meter,
+    work: "Callable[[nn.Module], T]",
+) -> Used[T]:
+    """Load a component, do `work` with it, release it.
+
+    Args:
+        class_name: "library.ClassName".
+        folder: holds its configuration and safetensors.
+        meter: gets the phases "load", "compute" and "release".
+
+    Raises:
+        ModelError: its files are missing or damaged. Whatever `work` raises.
+    """
+    import torch
+
+    try:
+        with torch.inference_mode():
+            model_class = find_class(class_name)  # imports for seconds: not part of loading
+            with meter.phase("load"):
+                model = weights.load(model_class, folder, device)
+            size = counted_bytes(model)
+            watched = {name: weakref.ref(tensor) for name, tensor in named_tensors(model).items()}
+            with meter.phase("compute"):
+                result = work(model)
+        with meter.phase("release"):
+            del model
+            flush(device)
+    except BaseException:
+        flush(device)
+        raise
+    left = [name for name, tensor in watched.items() if tensor() is not None]
+    return Used(result, size, left)
+
+
+def flush(device: "torch.device") -> None:
+    """Collect what is unreachable and give the allocator's cache back to the driver."""
+    import torch
+
+    gc.collect()
+    if device.type != "cpu":
+        torch.accelerator.empty_cache()

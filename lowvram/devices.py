@@ -1,0 +1,65 @@
+"""Which device and which dtype a stage uses, each with its reason. Imports torch when called."""
+
+from typing import TYPE_CHECKING
+
+from lowvram.errors import DeviceError, first_line
+
+if TYPE_CHECKING:
+    import torch
+
+DTYPE_NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+
+
+def choose_device(name: str) -> "torch.device":
+    """The device by name; "auto" takes the accelerator where there is one, else the CPU.
+
+    Raises:
+        DeviceError: no such device here.
+    """
+    import torch
+
+    found = torch.accelerator.current_accelerator(check_available=True)
+    if name == "auto":
+        return found or torch.device("cpu")
+    try:
+        device = torch.device(name)
+        if device.type != "cpu":
+            torch.empty(1, device=device)
+    except Exception as error:
+        there = ["cpu"] if found is None else ["cpu", found.type]
+        raise DeviceError(
+            f"no device {name!r} here ({first_line(error)[:100]}): "
+            f"use --device {' or '.join(there)}"
+        ) from None
+    return device
+
+
+def choose_dtype(
+    asked: str, default: str, device: "torch.device", force_upcast: bool = False
+) -> tuple["torch.dtype", str]:
+    """The dtype in which a component computes, and why.
+
+    Args:
+        asked: "auto", "fp32", "bf16" or "fp16".
+        default: the component's own, e.g. "float16".
+        device: where it shall run.
+        force_upcast: the VAE's own word that float16 overflows in it.
+    """
+    import torch
+
+    if asked != "auto":
+        return getattr(torch, DTYPE_NAMES[asked]), "as asked"
+    if force_upcast:
+        return torch.float32, "the VAE asks for it (force_upcast)"
+    if default == "float16" and device.type == "cpu":
+        return torch.float32, "CPUs compute float16 slowly"
+    if default == "float16" and device.type == "mps":
+        return torch.float32, "float16 overflows on MPS"
+    if default == "bfloat16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+        return torch.float32, "this GPU has no bfloat16, and float16 overflows in T5"
+    return getattr(torch, default), "the model's default"
+
+
+def dtype_name(dtype: "torch.dtype") -> str:
+    """As in safetensors files and reports: "bfloat16"."""
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,134 @@
+"""What can go wrong, with the exit code of each.
+
+LowvramError                 1  anything below
+├── RequestError             2  what was asked cannot be done: a size, an option, an empty prompt
+├── ModelError               3  no such model, not downloaded, or its files are broken
+├── ArtifactError            4  a file between the stages is wrong, truncated or foreign
+├── DeviceError              5  no such device, or it cannot do what was asked
+├── MemoryExhaustedError     6  the device or the machine ran out of memory
+├── StorageError             7  a file could not be written: no space, no permission
+├── NonFiniteError           8  a stage computed NaN or infinity
+└── StageDiedError           9  a stage's process ended without an answer
+
+Ctrl-C exits with 130. Every message is one line: what was wrong, the value, the way out.
+Library code raises these; `translated()` turns foreign errors into them at the boundary.
+"""
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class LowvramError(Exception):
+    """Anything this package refuses or fails to do."""
+
+    exit_code = 1
+
+
+class RequestError(LowvramError):
+    """What was asked cannot be done: a size, an option, an empty prompt."""
+
+    exit_code = 2
+
+
+class ModelError(LowvramError):
+    """No such model, not downloaded, or its files are broken."""
+
+    exit_code = 3
+
+
+class ArtifactError(LowvramError):
+    """A file between the stages is wrong, truncated or foreign."""
+
+    exit_code = 4
+
+
+class DeviceError(LowvramError):
+    """No such device, or it cannot do what was asked."""
+
+    exit_code = 5
+
+
+class MemoryExhaustedError(LowvramError):
+    """The device or the machine ran out of memory."""
+
+    exit_code = 6
+
+
+class StorageError(LowvramError):
+    """A file could not be written: no space, no permission."""
+
+    exit_code = 7
+
+
+class NonFiniteError(LowvramError):
+    """A stage computed NaN or infinity."""
+
+    exit_code = 8
+
+
+class StageDiedError(LowvramError):
+    """A stage's process ended without an answer."""
+
+    exit_code = 9
+
+
+INTERRUPTED_EXIT_CODE = 130
+
+_NO_SPACE = {errno.ENOSPC, errno.EDQUOT} if hasattr(errno, "EDQUOT") else {errno.ENOSPC}
+_NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR, errno.EIO}
+
+# The ways in which torch and the CUDA libraries say "out of memory". Class names are matched too,
+# so that this file needs no torch.
+_OUT_OF_MEMORY = (
+    "out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "can't allocate memory",
+    "not enough memory",
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether `error` is one of the spellings of "out of memory"."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and any(s in str(error) for s in _OUT_OF_MEMORY)
+
+
+@contextmanager
+def translated(doing: str) -> Iterator[None]:
+    """Turn out-of-memory and file errors met while `doing` something into errors of this package.
+
+    Args:
+        doing: what was under way, for the message, e.g. "decode".
+
+    Raises:
+        MemoryExhaustedError, StorageError: for what they name; any other error passes through.
+    """
+    try:
+        yield
+    except LowvramError:
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise MemoryExhaustedError(
+                f"{doing} ran out of memory ({first_line(error)}): "
+                "use smaller weights (--weights 4bit), a smaller --size or --device cpu"
+            ) from None
+        if isinstance(error, OSError) and error.errno in _NO_SPACE | _NOT_WRITABLE:
+            raise storage_error(error, doing) from None
+        raise
+
+
+def storage_error(error: OSError, doing: str) -> StorageError:
+    """The `StorageError` that says what `error` means for the user."""
+    path = error.filename or "the output"
+    way_out = "free some space" if error.errno in _NO_SPACE else "choose another place with -o"
+    return StorageError(f"{doing} could not write {path} ({error.strerror}): {way_out}")
+
+
+def first_line(error: BaseException) -> str:
+    """The first non-empty line of an error's message, or its class's name."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0].rstrip(".") if lines else type(error).__name__

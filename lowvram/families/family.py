@@ -1,0 +1,173 @@
+"""What a family of models is: the contract that every other file in this folder fulfils.
+
+A family knows which networks there are and how tensors pass through them. It knows no device, no
+quantisation and no file. tests/test_family_contract.py checks every family against these points:
+
+1. Importing a family imports neither torch nor diffusers.
+2. Its components are data (`Component`).
+3. `encode` sees a text encoder only, `predict` a transformer only, `decode` a VAE only.
+4. Tensors go in and out by name, and those names stand in the artifacts.
+5. Sizes, token counts and defaults are checked here, each with its source.
+6. It brings a tiny configuration of itself, from the real classes.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+Config = Mapping[str, Any]  # a component's config.json
+
+
+@dataclass(frozen=True)
+class Component:
+    """One part of a model.
+
+    Attributes:
+        role: what it is for; also its name in the family's configurations.
+        class_name: library and class, e.g. "diffusers.AutoencoderKL". A scheduler's own
+            configuration may name another class.
+        subfolder: where it lies in a repository in diffusers layout.
+        dtype: in which it computes where the device allows; "" for parts without weights.
+        blocks: path of the repeated blocks inside the module; "" where there are none.
+    """
+
+    role: str
+    class_name: str
+    subfolder: str
+    dtype: str = ""
+    blocks: str = ""
+
+
+@dataclass(frozen=True)
+class Published:
+    """A model known by a short name.
+
+    Attributes:
+        repository: on the Hub; for a model inside this package, its folder there.
+        revision: the commit that is fetched; "main" where none is pinned (the commit found is
+            written into the artifacts, and later stages use that one).
+        base: short name of the model that has the components missing here; "" for none.
+        bundled: whether it lies inside this package.
+        steps, guidance_scale: defaults of this model; 0 where the family's apply.
+    """
+
+    repository: str
+    revision: str = "main"
+    base: str = ""
+    bundled: bool = False
+    steps: int = 0
+    guidance_scale: float = 0.0
+
+
+@dataclass(frozen=True)
+class Size:
+    """Width and height in px."""
+
+    width: int
+    height: int
+
+    def __str__(self) -> str:
+        return f"{self.width}x{self.height}"
+
+
+class Family(ABC):
+    """A family of models. Instances carry no state."""
+
+    name: ClassVar[str]
+    pipelines: ClassVar[tuple[str, ...]]  # `_class_name`s in model_index.json
+    transformers: ClassVar[tuple[str, ...]]  # `_class_name`s of a lone transformer
+    components: ClassVar[tuple[Component, ...]]
+    models: ClassVar[Mapping[str, Published]]
+    default_model: ClassVar[str]
+    base: ClassVar[str]  # completes a repository that holds a transformer only
+    default_steps: ClassVar[int]
+    default_guidance_scale: ClassVar[float]
+    max_tokens: ClassVar[int]
+    published_configs: ClassVar[Mapping[str, Config]]  # the true sizes, by role
+    tiny_configs: ClassVar[Mapping[str, Config]]  # the same classes, small enough for a test
+
+    def component(self, role: str) -> Component:
+        """The component with that role."""
+        return next(c for c in self.components if c.role == role)
+
+    @abstractmethod
+    def clean(self, text: str, clean_caption: bool) -> str:
+        """The text as the model saw its captions in training."""
+
+    @abstractmethod
+    def encode(self, text_encoder: "nn.Module", ids: "Tensor", mask: "Tensor") -> "Tensor":
+        """Text to embeddings.
+
+        Args:
+            ids: `[batch, tokens]`, token ids.
+            mask: `[batch, tokens]`, 1 for a token, 0 for padding.
+
+        Returns:
+            `[batch, tokens, channels]`.
+        """
+
+    @abstractmethod
+    def conditions(
+        self, positive: list[dict[str, "Tensor"]], negative: list[dict[str, "Tensor"]]
+    ) -> dict[str, "Tensor"]:
+        """What `predict` is conditioned on, for one batch of pictures.
+
+        Args:
+            positive: per picture, what the encode stage made of its prompt: "prompt_embeds"
+                `[tokens, channels]` and "prompt_attention_mask" `[tokens]`.
+            negative: the same of its negative prompt; empty without guidance.
+
+        Returns:
+            tensors by name with leading dimension `[branches x pictures]`, negative branch first.
+        """
+
+    @abstractmethod
+    def predict(
+        self,
+        transformer: "nn.Module",
+        latents: "Tensor",
+        timestep: "Tensor",
+        conditions: Mapping[str, "Tensor"],
+        guidance_scale: float,
+    ) -> "Tensor":
+        """The model's prediction for one step, guidance applied.
+
+        Args:
+            latents: `[pictures, channels, height, width]`, scaled for the step.
+            timestep: `[]` or `[1]`.
+            conditions: as `conditions` made them.
+            guidance_scale: 1 or less for none (then there is no negative branch).
+
+        Returns:
+            `[pictures, channels, height, width]`.
+        """
+
+    @abstractmethod
+    def unscale(self, latents: "Tensor", vae: Config) -> "Tensor":
+        """Latents as the transformer works on them, to latents as the VAE made them."""
+
+    @abstractmethod
+    def render_size(
+        self, configs: Mapping[str, Config], size: Size | None, binning: bool
+    ) -> tuple[Size, Size]:
+        """What is asked for and what is computed for it.
+
+        Args:
+            configs: config.json of "transformer" and "vae".
+            size: in px; None for the model's own.
+            binning: compute at the nearest size that the model was trained on.
+
+        Returns:
+            the requested size (that of the picture) and the rendered one (that of the latents).
+
+        Raises:
+            RequestError: a size that the model cannot do.
+        """
+
+    @abstractmethod
+    def latent_shape(self, configs: Mapping[str, Config], rendered: Size) -> tuple[int, int, int]:
+        """Channels, height and width of the latents of one picture."""

@@ -1,0 +1,224 @@
+"""PixArt-Sigma: T5 encoder, PixArt transformer, SDXL-style VAE (arXiv 2403.04692).
+
+Defaults and arithmetic follow `PixArtSigmaPipeline` of diffusers 0.42, with which a staged run
+agrees bit for bit in fp32 on the CPU.
+"""
+
+from collections.abc import Mapping
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from lowvram.errors import RequestError
+from lowvram.families.family import Component, Config, Family, Published, Size
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+MIN_SIDE, MAX_SIDE = 16, 8192  # px; a sanity limit, twice what the paper shows
+
+T5_XXL = {
+    "d_model": 4096, "d_ff": 10240, "d_kv": 64, "num_heads": 64, "num_layers": 24,
+    "vocab_size": 32128, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False,
+    "relative_attention_num_buckets": 32, "relative_attention_max_distance": 128,
+}  # fmt: skip
+XL_2 = {
+    "num_layers": 28, "num_attention_heads": 16, "attention_head_dim": 72,
+    "cross_attention_dim": 1152, "caption_channels": 4096, "in_channels": 4, "out_channels": 8,
+    "patch_size": 2, "sample_size": 128, "interpolation_scale": 2,
+    "use_additional_conditions": False,
+}  # fmt: skip
+SDXL_VAE = {
+    "block_out_channels": [128, 256, 512, 512], "layers_per_block": 2, "latent_channels": 4,
+    "down_block_types": ["DownEncoderBlock2D"] * 4, "up_block_types": ["UpDecoderBlock2D"] * 4,
+    "sample_size": 512, "scaling_factor": 0.13025, "force_upcast": False,
+}  # fmt: skip
+DPM_SOLVER = {
+    "_class_name": "DPMSolverMultistepScheduler", "algorithm_type": "dpmsolver++",
+    "solver_order": 2, "beta_schedule": "linear", "beta_start": 0.0001, "beta_end": 0.02,
+    "prediction_type": "epsilon",
+}  # fmt: skip
+
+# Aspect ratio (height / width) to height and width in 1/16 of the model's side: the sizes of the
+# 256, 512 and 1024 px models, and what the 2K model has besides (diffusers' four tables).
+_BINS = {
+    0.25: (8, 32), 0.28: (8, 29), 0.32: (9, 28), 0.33: (9, 27), 0.35: (9, 26), 0.4: (10, 25),
+    0.42: (10, 24), 0.48: (11, 23), 0.5: (11, 22), 0.52: (11, 21), 0.57: (12, 21), 0.6: (12, 20),
+    0.68: (13, 19), 0.72: (13, 18), 0.78: (14, 18), 0.82: (14, 17), 0.88: (15, 17), 0.94: (15, 16),
+    1.0: (16, 16), 1.07: (16, 15), 1.13: (17, 15), 1.21: (17, 14), 1.29: (18, 14), 1.38: (18, 13),
+    1.46: (19, 13), 1.67: (20, 12), 1.75: (21, 12), 2.0: (22, 11), 2.09: (23, 11), 2.4: (24, 10),
+    2.5: (25, 10), 3.0: (27, 9), 4.0: (32, 8),
+}  # fmt: skip
+_BINS_2K = {
+    0.26: (8, 31), 0.27: (8, 30), 2.89: (26, 9), 3.11: (28, 9), 3.62: (29, 8), 3.75: (30, 8),
+    3.88: (31, 8),
+}  # fmt: skip
+
+
+class PixArtSigma(Family):
+    """PixArt-Sigma and what is built like it."""
+
+    name = "pixart-sigma"
+    pipelines = ("PixArtSigmaPipeline",)
+    transformers = ("Transformer2DModel", "PixArtTransformer2DModel")
+    components = (
+        Component("tokenizer", "transformers.T5Tokenizer", "tokenizer"),
+        Component(
+            "text_encoder", "transformers.T5EncoderModel", "text_encoder",
+            dtype="bfloat16",  # float16 overflows in T5's feed-forward: diffusers issue 8604
+            blocks="encoder.block",
+        ),
+        Component(
+            "transformer", "diffusers.PixArtTransformer2DModel", "transformer",
+            dtype="float16", blocks="transformer_blocks",
+        ),
+        Component("scheduler", "diffusers.DPMSolverMultistepScheduler", "scheduler"),
+        Component("vae", "diffusers.AutoencoderKL", "vae", dtype="float16"),
+    )  # fmt: skip
+    # The 512, 2K and 256 px repositories hold a transformer only.
+    models = {
+        "pixart-sigma-256": Published(
+            "PixArt-alpha/PixArt-Sigma-XL-2-256x256", base="pixart-sigma-1024"
+        ),
+        "pixart-sigma-512": Published(
+            "PixArt-alpha/PixArt-Sigma-XL-2-512-MS",
+            "76fb7eb5a9314bc1e4e479d2f13447517fca9be4",
+            base="pixart-sigma-1024",
+        ),
+        "pixart-sigma-1024": Published(
+            "PixArt-alpha/PixArt-Sigma-XL-2-1024-MS", "e102b3591cc82e97071b8b4cb90d834d0c487207"
+        ),
+        "pixart-sigma-2k": Published(
+            "PixArt-alpha/PixArt-Sigma-XL-2-2K-MS", base="pixart-sigma-1024"
+        ),
+        "demo": Published("demo/model", bundled=True, steps=20, guidance_scale=3.0),
+    }
+    default_model = "pixart-sigma-1024"
+    base = "pixart-sigma-1024"
+    default_steps = 20  # PixArtSigmaPipeline.__call__, as the three below
+    default_guidance_scale = 4.5
+    max_tokens = 300
+    published_configs = {
+        "text_encoder": T5_XXL, "transformer": XL_2, "vae": SDXL_VAE, "scheduler": DPM_SOLVER,
+    }  # fmt: skip
+    tiny_configs = {
+        "text_encoder": T5_XXL
+        | {"d_model": 64, "d_ff": 128, "d_kv": 32, "num_heads": 2, "num_layers": 2}
+        | {"vocab_size": 512},
+        "transformer": XL_2
+        | {"num_layers": 2, "num_attention_heads": 2, "attention_head_dim": 16}
+        | {"cross_attention_dim": 32, "caption_channels": 64}
+        | {"sample_size": 32, "interpolation_scale": 1},
+        "vae": SDXL_VAE
+        | {"block_out_channels": [8, 16, 16, 16], "layers_per_block": 1, "norm_num_groups": 8},
+        "scheduler": DPM_SOLVER,
+    }
+
+    def clean(self, text: str, clean_caption: bool) -> str:
+        """As `PixArtSigmaPipeline._text_preprocessing` does; it needs no loaded model."""
+        return str(_pipeline()._text_preprocessing(text, clean_caption=clean_caption)[0])
+
+    def encode(self, text_encoder: "nn.Module", ids: "Tensor", mask: "Tensor") -> "Tensor":
+        """T5's last hidden state, `[batch, tokens, 4096]`."""
+        embeds: Tensor = text_encoder(ids, attention_mask=mask)[0]
+        return embeds
+
+    def conditions(
+        self, positive: list[dict[str, "Tensor"]], negative: list[dict[str, "Tensor"]]
+    ) -> dict[str, "Tensor"]:
+        """Padded to the longest text of the batch; padding is masked in cross-attention."""
+        from torch.nn.utils.rnn import pad_sequence
+
+        texts = negative + positive
+        return {
+            name: pad_sequence([text[name] for text in texts], batch_first=True)
+            for name in ("prompt_embeds", "prompt_attention_mask")
+        }
+
+    def predict(
+        self,
+        transformer: "nn.Module",
+        latents: "Tensor",
+        timestep: "Tensor",
+        conditions: Mapping[str, "Tensor"],
+        guidance_scale: float,
+    ) -> "Tensor":
+        """Classifier-free guidance (arXiv 2207.12598), the learned variance dropped."""
+        import torch
+
+        guided = guidance_scale > 1
+        both = torch.cat([latents, latents]) if guided else latents
+        predicted: Tensor = transformer(
+            both,
+            encoder_hidden_states=conditions["prompt_embeds"],
+            encoder_attention_mask=conditions["prompt_attention_mask"],
+            timestep=timestep.reshape(1).expand(both.shape[0]),
+            added_cond_kwargs={"resolution": None, "aspect_ratio": None},
+            return_dict=False,
+        )[0]
+        if guided:
+            without, towards = predicted.chunk(2)
+            predicted = without + guidance_scale * (towards - without)
+        if predicted.shape[1] == 2 * latents.shape[1]:
+            predicted = predicted.chunk(2, dim=1)[0]
+        return predicted
+
+    def unscale(self, latents: "Tensor", vae: Config) -> "Tensor":
+        """Divided by the VAE's scaling factor."""
+        return latents / float(vae["scaling_factor"])
+
+    def render_size(
+        self, configs: Mapping[str, Config], size: Size | None, binning: bool
+    ) -> tuple[Size, Size]:
+        """Bins as the pipeline does; without bins (or a table of them) multiples of 16 px."""
+        cells = int(configs["transformer"]["sample_size"])
+        pixels_per_cell = _pixels_per_cell(configs["vae"])
+        asked = size or Size(cells * pixels_per_cell, cells * pixels_per_cell)
+        if not all(MIN_SIDE <= side <= MAX_SIDE for side in (asked.width, asked.height)):
+            raise RequestError(
+                f"size {asked} is out of range: each side must be {MIN_SIDE} to {MAX_SIDE} px"
+            )
+        bins = _bins(cells) if binning else None
+        if bins is not None:
+            aspect = asked.height / asked.width
+            height, width = bins[min(bins, key=lambda ratio: abs(ratio - aspect))]
+            return asked, Size(width, height)
+        step = pixels_per_cell * int(configs["transformer"]["patch_size"])
+        if asked.width % step or asked.height % step:
+            nearest = Size(
+                *(max(step, round(s / step) * step) for s in (asked.width, asked.height))
+            )
+            raise RequestError(
+                f"size {asked} is not a multiple of {step} px, which this model needs"
+                f"{'' if binning else ' without binning'}: use {nearest}"
+            )
+        return asked, asked
+
+    def latent_shape(self, configs: Mapping[str, Config], rendered: Size) -> tuple[int, int, int]:
+        """`in_channels` of the transformer, and a cell for each 8 x 8 px of an f8 VAE."""
+        pixels = _pixels_per_cell(configs["vae"])
+        channels = int(configs["transformer"]["in_channels"])
+        return channels, rendered.height // pixels, rendered.width // pixels
+
+
+def _pixels_per_cell(vae: Config) -> int:
+    return int(2 ** (len(vae["block_out_channels"]) - 1))
+
+
+def _bins(cells: int) -> dict[float, tuple[int, int]] | None:
+    """Height and width in px by aspect ratio, for the model's `sample_size`."""
+    if cells not in (32, 64, 128, 256):
+        return None
+    table = _BINS | (_BINS_2K if cells == 256 else {})
+    unit = cells * 8 // 16
+    return {ratio: (h * unit, w * unit) for ratio, (h, w) in sorted(table.items())}
+
+
+@cache
+def _pipeline() -> Any:
+    """A pipeline without components: only its text cleaning is called."""
+    from diffusers import PixArtSigmaPipeline
+
+    return PixArtSigmaPipeline.__new__(PixArtSigmaPipeline)
+
+
+FAMILY = PixArtSigma()

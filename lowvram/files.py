@@ -1,0 +1,167 @@
+"""The files of models: in the Hub's cache, fetched singly, or in local folders.
+
+Knows repositories, commits and folders, and nothing of what the files mean.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from lowvram.errors import ModelError, first_line
+
+PACKAGE = Path(__file__).parent
+
+# What a component may consist of. Only safetensors: other formats can run code when loaded.
+_WANTED = ("*.json", "*.safetensors", "*.model", "*.txt")
+_UNWANTED = ("*.fp16.*", "*.bf16.*", "*.non_ema.*", "*flax_*", "*openvino_*")
+_SAMPLED_BYTES = 1 << 16
+
+
+@dataclass(frozen=True)
+class Source:
+    """A repository at a commit, or a local folder.
+
+    Attributes:
+        place: "owner/name" on the Hub, the absolute path of a folder, or for the model inside
+            this package its path there.
+        revision: the commit; for a folder a fingerprint of the component's files.
+        kind: "hub", "folder" or "bundled".
+    """
+
+    place: str
+    revision: str
+    kind: str
+
+    @property
+    def folder(self) -> Path:
+        """The folder of a local source."""
+        return PACKAGE / self.place if self.kind == "bundled" else Path(self.place)
+
+
+@cache
+def commit(repository: str, revision: str) -> str:
+    """The commit behind a branch or tag: the Hub's answer, or the cache's when offline."""
+    if len(revision) == 40 and set(revision) <= set("0123456789abcdef"):
+        return revision
+    source = Source(repository, revision, "hub")
+    for name in ("model_index.json", "transformer/config.json", "config.json"):
+        path = find(source, name)
+        if path is not None:  # …/snapshots/COMMIT/NAME
+            return path.parents[len(Path(name).parts) - 1].name
+    raise ModelError(f"{repository} at {revision} holds no model: check the name and revision")
+
+
+def find(source: Source, name: str) -> Path | None:
+    """One small file of a source, fetched if need be; None where the source has no such file."""
+    if source.kind != "hub":
+        path = source.folder / name
+        return path if path.is_file() else None
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(source.place, name, revision=source.revision))
+    except LocalEntryNotFoundError as error:
+        if _cached_snapshot(source) is not None:
+            return None  # the repository is in the cache, this file is not
+        raise _unavailable(source, error) from None
+    except EntryNotFoundError:
+        return None
+    except Exception as error:
+        raise _unavailable(source, error) from None
+
+
+def _cached_snapshot(source: Source) -> Path | None:
+    """The folder of a repository's cached snapshot; None where nothing is cached."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(
+            snapshot_download(source.place, revision=source.revision, local_files_only=True)
+        )
+    except Exception:  # whatever the cache answers, it has no such snapshot
+        return None
+
+
+def download(source: Source, subfolder: str) -> Path:
+    """The folder of a component of a Hub repository: from the cache if it is there whole."""
+    from huggingface_hub import snapshot_download
+
+    cached = _cached_snapshot(source)
+    if cached is not None and not missing_weights(cached / subfolder):
+        return cached / subfolder
+    try:
+        snapshot = snapshot_download(
+            source.place,
+            revision=source.revision,
+            allow_patterns=[f"{subfolder}/{pattern}".lstrip("/") for pattern in _WANTED],
+            ignore_patterns=list(_UNWANTED),
+        )
+    except Exception as error:
+        raise _unavailable(source, error) from None
+    folder = Path(snapshot) / subfolder
+    if not folder.is_dir():
+        raise _unavailable(source, FileNotFoundError(f"{subfolder} is missing"))
+    return folder
+
+
+def missing_weights(folder: Path) -> str:
+    """Name of a weight file that should be in the folder and is not; "" when all are there."""
+    for index in folder.glob("*.safetensors.index.json"):
+        for name in sorted(set(read_json(index).get("weight_map", {}).values())):
+            if not (folder / name).is_file():
+                return str(name)
+    return "" if any(folder.glob("*.safetensors")) else ".safetensors file"
+
+
+def _unavailable(source: Source, error: Exception) -> ModelError:
+    from huggingface_hub import constants
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    if isinstance(error, GatedRepoError):
+        return ModelError(
+            f"{source.place} is gated: accept its terms on the Hub, then hf auth login"
+        )
+    if isinstance(error, RepositoryNotFoundError):
+        return ModelError(
+            f"no repository {source.place} on the Hub: check the name, or use -m demo"
+        )
+    if isinstance(error, RevisionNotFoundError):
+        return ModelError(f"{source.place} has no revision {source.revision}: check --revision")
+    why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else first_line(error)[:120]
+    return ModelError(
+        f"{source.place} is not in the cache and the Hub cannot be reached ({why}): "
+        f"run hf download {source.place} where there is a network, or use -m demo"
+    )
+
+
+def fingerprint(folder: Path) -> str:
+    """A quick identity of a local component: names and sizes of its files, their first and last
+    64 KiB. Reading 19 GB for a full checksum would cost more than the stage.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(p for pattern in _WANTED for p in folder.glob(pattern)):
+        size = path.stat().st_size
+        digest.update(f"{path.name}\0{size}\0".encode())
+        with open(path, "rb") as file:
+            digest.update(file.read(_SAMPLED_BYTES))
+            file.seek(max(0, size - _SAMPLED_BYTES))
+            digest.update(file.read())
+    return digest.hexdigest()[:40]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} is not readable JSON ({first_line(error)})") from None
+    if not isinstance(value, dict):
+        raise ModelError(f"{path} is not a configuration")
+    return value

@@ -1,0 +1,1 @@
+"""How a VAE decodes, and how pixels become a picture's file."""

@@ -1,0 +1,27 @@
+"""What a stage says while it works: a callback's argument, JSON types only."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One step forward.
+
+    Attributes:
+        stage: "encode", "denoise" or "decode".
+        doing: what is under way, for people: "loading the text encoder".
+        done, total: in steps, texts or pictures; total 0 where it is not known.
+    """
+
+    stage: str
+    doing: str
+    done: int = 0
+    total: int = 0
+
+
+OnProgress = Callable[[Progress], None]
+
+
+def ignore(progress: Progress) -> None:
+    """No one is looking."""

@@ -1,0 +1,193 @@
+"""Models: short names, Hub repositories and local folders, one source per component.
+
+Nothing here loads weights or imports torch. `resolve` turns what the user named into a `Model`,
+which says for each component which commit of which repository, or which folder, it comes from.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from lowvram.errors import ModelError
+from lowvram.families import all_families
+from lowvram.families.family import Config, Family, Published
+from lowvram.files import (
+    Source,
+    commit,
+    download,
+    find,
+    fingerprint,
+    missing_weights,
+    read_json,
+)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model with every component placed.
+
+    Attributes:
+        name: as the user gave it (a short name, a repository, a folder).
+        family: name of its family.
+        sources: by component role.
+        steps, guidance_scale: its defaults.
+    """
+
+    name: str
+    family: str
+    sources: Mapping[str, Source]
+    steps: int
+    guidance_scale: float
+
+    def record(self) -> dict[str, Any]:
+        """What artifacts say of the model, JSON types only."""
+        return asdict(self)
+
+    @staticmethod
+    def from_record(record: Mapping[str, Any]) -> "Model":
+        """The model that `record()` described.
+
+        Raises:
+            ModelError: the record is not one, or names a family that is not known here.
+        """
+        try:
+            sources = {role: Source(**source) for role, source in record["sources"].items()}
+            model = Model(**{**record, "sources": sources})
+        except (KeyError, TypeError, AttributeError):
+            raise ModelError("the file names no usable model: name it with -m") from None
+        if model.family not in all_families():
+            raise ModelError(f"model family {model.family!r} is not known here: update lowvram")
+        return model
+
+    def get_family(self) -> Family:
+        """Its family."""
+        return all_families()[self.family]
+
+    def config(self, role: str) -> Config:
+        """The component's configuration, fetched singly."""
+        name = "scheduler_config.json" if role == "scheduler" else "config.json"
+        name = f"{self._subfolder(role)}/{name}".removeprefix("/")
+        path = find(self.sources[role], name)
+        if path is None:
+            raise ModelError(f"{self.name} has no {name}: {_check(self)}")
+        return read_json(path)
+
+    def fetch(self, role: str) -> Path:
+        """The component's folder, downloaded first if need be.
+
+        Raises:
+            ModelError: not to be had, no safetensors in it, or changed since the artifact was made.
+        """
+        source, subfolder = self.sources[role], self._subfolder(role)
+        if source.kind == "hub":
+            folder = download(source, subfolder)
+        else:
+            folder = source.folder / subfolder
+            if not folder.is_dir():
+                raise ModelError(f"{folder} does not exist: {_check(self)}")
+            if fingerprint(folder) != source.revision:
+                raise ModelError(
+                    f"{folder} has changed since this file was made from it: "
+                    "encode again, or name the model with -m to use it as it is now"
+                )
+        weighted = self.get_family().component(role).dtype != ""
+        missing = missing_weights(folder) if weighted else ""
+        if missing:
+            raise ModelError(f"{folder} has no {missing}: {_check(self)}")
+        return folder
+
+    def _subfolder(self, role: str) -> str:
+        """Where the component lies; "" for a transformer saved on its own."""
+        subfolder = self.get_family().component(role).subfolder
+        if role == "transformer" and not find(self.sources[role], f"{subfolder}/config.json"):
+            return ""
+        return subfolder
+
+
+def resolve(name: str, revision: str | None = None) -> Model:
+    """Find a model by short name, repository id or folder.
+
+    Args:
+        name: e.g. "pixart-sigma-1024", "owner/repository" or a folder in diffusers layout.
+        revision: commit, branch or tag on the Hub; None for the pinned or the newest one.
+
+    Raises:
+        ModelError: no such model, not to be had, or of no family known here.
+    """
+    for family in all_families().values():
+        if name in family.models:
+            return _published(family, name, family.models[name], revision)
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return _unpublished(name, Source(str(folder.resolve()), "", "folder"))
+    if name.count("/") == 1 and not name.startswith((".", "/", "~")):
+        return _unpublished(name, Source(name, revision or "main", "hub"))
+    known = ", ".join(name for family in all_families().values() for name in family.models)
+    raise ModelError(
+        f"no model {name!r}: use one of {known}, an existing folder, or a repository owner/name"
+    )
+
+
+def _published(family: Family, name: str, entry: Published, revision: str | None) -> Model:
+    if entry.bundled:
+        source = Source(entry.repository, "", "bundled")
+    else:
+        source = Source(entry.repository, revision or entry.revision, "hub")
+    alone = [family.component("transformer")] if entry.base else list(family.components)
+    return _placed(name, family, source, {component.role for component in alone}, entry)
+
+
+def _unpublished(name: str, source: Source) -> Model:
+    """A repository or folder, whole or with a transformer only."""
+    index = find(source, "model_index.json")
+    if index is not None:
+        listed = read_json(index)
+        for family in all_families().values():
+            if listed.get("_class_name") in family.pipelines:
+                roles = {c.role for c in family.components if c.role in listed}
+                return _placed(name, family, source, roles, None)
+        raise ModelError(
+            f"{name} is a {listed.get('_class_name')}, which no family here can run: "
+            f"families are {', '.join(all_families())}"
+        )
+    config = find(source, "transformer/config.json") or find(source, "config.json")
+    class_name = read_json(config).get("_class_name") if config else None
+    for family in all_families().values():
+        if class_name in family.transformers:
+            return _placed(name, family, source, {"transformer"}, None)
+    raise ModelError(
+        f"{name} holds neither model_index.json nor a transformer that is known here: "
+        "give a folder or repository in diffusers layout"
+    )
+
+
+def _placed(
+    name: str, family: Family, source: Source, roles: set[str], entry: Published | None
+) -> Model:
+    """A model whose `roles` come from `source` and the rest from the family's base."""
+    missing = {c.role for c in family.components} - roles
+    base = (entry.base if entry else "") or family.base
+    sources = dict(resolve(base).sources) if missing else {}
+    for role in sorted(roles):
+        sources[role] = _pinned(source, family.component(role).subfolder)
+    return Model(
+        name=str(source.folder) if source.kind == "folder" else name,
+        family=family.name,
+        sources=sources,
+        steps=(entry.steps if entry else 0) or family.default_steps,
+        guidance_scale=(entry.guidance_scale if entry else 0) or family.default_guidance_scale,
+    )
+
+
+def _pinned(source: Source, subfolder: str) -> Source:
+    """The source with its revision made exact: a commit, or a folder's fingerprint."""
+    if source.kind == "hub":
+        return Source(source.place, commit(source.place, source.revision), "hub")
+    folder = source.folder / subfolder
+    folder = folder if folder.is_dir() else source.folder
+    return Source(source.place, fingerprint(folder), source.kind)
+
+
+def _check(model: Model) -> str:
+    return f"check that {model.name} is complete, in diffusers layout"

@@ -1,0 +1,217 @@
+"""A prompt becomes a picture: the three stages in order, each in a process of its own.
+
+Everything that can be refused is refused before anything is loaded. Each stage's file is kept, so
+that what failed can be done again from there. Imports no torch.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lowvram import artifacts
+from lowvram.errors import LowvramError, RequestError
+from lowvram.families.family import Size
+from lowvram.memory.report import table
+from lowvram.processes import StageProcesses
+from lowvram.progress import OnProgress, ignore
+from lowvram.repository import resolve
+from lowvram.request import (
+    AnyTask,
+    resolve_decode,
+    resolve_denoise,
+    resolve_encode,
+    to_json,
+)
+from lowvram.stages.dispatch import STAGES, carry_out
+
+DEFAULT_FOLDER = Path("outputs")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture and the files it came from. Width and height in px."""
+
+    path: Path
+    prompt: str
+    seed: int
+    width: int
+    height: int
+    embeds: Path
+    latents: Path
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What `run` made.
+
+    Attributes:
+        images: the pictures, prompt by prompt.
+        stages: the report of each stage (`StageReport.to_json()`).
+        report: the JSON file of the same, beside the pictures.
+    """
+
+    images: list[Picture]
+    stages: list[dict[str, Any]]
+    report: Path
+
+    def to_json(self) -> dict[str, Any]:
+        """The document that `--json` prints."""
+        return {
+            "images": [
+                {k: str(v) if isinstance(v, Path) else v for k, v in vars(image).items()}
+                for image in self.images
+            ],
+            "stages": self.stages,
+        }
+
+    def table(self) -> str:
+        """Memory and time of each stage, for people."""
+        return table(self.stages)
+
+
+def run(
+    prompts: str | Sequence[str],
+    model: str = "pixart-sigma-1024",
+    output: str | Path | None = None,
+    *,
+    negative_prompt: str | Sequence[str] = "",
+    encoder_weights: str = "auto",
+    clean_caption: bool = True,
+    padding: str = "none",
+    max_tokens: int | None = None,
+    seed: int | Sequence[int] = 0,
+    images_per_prompt: int = 1,
+    steps: int | None = None,
+    timesteps: Sequence[int] | None = None,
+    sigmas: Sequence[float] | None = None,
+    guidance_scale: float | None = None,
+    size: Size | tuple[int, int] | None = None,
+    binning: bool = True,
+    eta: float = 0.0,
+    latents: str | Path | None = None,
+    dtype: str = "auto",
+    device: str = "auto",
+    batch_size: int = 1,
+    revision: str | None = None,
+    in_process: bool = False,
+    on_progress: OnProgress = ignore,
+) -> RunResult:
+    """Make pictures. The arguments are those of the three stages; see `request.resolve_*`.
+
+    Args:
+        output: a picture (x.png), or a folder; None for a new file in `outputs/`.
+        in_process: run all stages in this process, with the same release and check between them.
+
+    Raises:
+        LowvramError: see errors.py. What earlier stages made is kept, and the message names it.
+    """
+    texts = [prompts] if isinstance(prompts, str) else list(prompts)
+    with ExitStack() as stack:
+        processes = None if in_process else stack.enter_context(StageProcesses())
+        found = resolve(model, revision)
+        picture = _picture_path(output, texts)
+        stem = picture.with_suffix("")
+        embeds, noisy = (Path(f"{stem}{s}") for s in artifacts.SUFFIXES.values())
+        tasks: list[AnyTask] = [
+            resolve_encode(
+                texts,
+                found,
+                embeds,
+                negative_prompt=negative_prompt,
+                weights=encoder_weights,
+                dtype=dtype,
+                device=device,
+                clean_caption=clean_caption,
+                padding=padding,
+                max_tokens=max_tokens,
+                batch_size=batch_size,
+            ),
+            resolve_denoise(
+                embeds,
+                found,
+                noisy,
+                prompts=len(texts),
+                seed=seed,
+                images_per_prompt=images_per_prompt,
+                steps=steps,
+                timesteps=timesteps,
+                sigmas=sigmas,
+                guidance_scale=guidance_scale,
+                size=size,
+                binning=binning,
+                eta=eta,
+                latents=latents,
+                dtype=dtype,
+                device=device,
+                batch_size=batch_size,
+            ),
+            resolve_decode(
+                noisy, found, picture, dtype=dtype, device=device, batch_size=batch_size
+            ),
+        ]
+        results = _run_stages(tasks, processes, on_progress)
+    return _finish(results, embeds, noisy, Path(f"{stem}.report.json"))
+
+
+def _run_stages(
+    tasks: Sequence[AnyTask],
+    processes: StageProcesses | None,
+    on_progress: OnProgress,
+) -> list[dict[str, Any]]:
+    """The result of each stage; an error says what is kept and how to go on."""
+    results: list[dict[str, Any]] = []
+    for stage, task in zip(STAGES, tasks, strict=True):
+        try:
+            carry = processes.run if processes is not None else carry_out
+            results.append(carry(stage, to_json(task), on_progress))
+        except LowvramError as error:
+            if not results:
+                raise
+            kept = results[-1]["paths"][0]
+            raise type(error)(
+                f"{error} (kept: {kept}; go on with lowvram {stage} {kept})"
+            ) from None
+    return results
+
+
+def _finish(results: list[dict[str, Any]], embeds: Path, latents: Path, report: Path) -> RunResult:
+    decoded = results[-1]
+    images = [
+        Picture(
+            path=Path(path),
+            prompt=item["prompt"],
+            seed=item["seed"],
+            width=item["width"],
+            height=item["height"],
+            embeds=embeds,
+            latents=latents,
+        )
+        for path, item in zip(decoded["paths"], decoded["items"], strict=True)
+    ]
+    result = RunResult(images, [each["report"] for each in results], report)
+    text = json.dumps(result.to_json(), indent=2, ensure_ascii=False)
+    artifacts.write_bytes(report, (text + "\n").encode())
+    return result
+
+
+def _picture_path(output: str | Path | None, prompts: Sequence[str]) -> Path:
+    """Where the picture goes: as named, or a new name made of the prompt."""
+    if output is not None and Path(output).suffix.lower() == ".png":
+        return Path(output)
+    if output is not None and Path(output).suffix and not Path(output).is_dir():
+        raise RequestError(f"{output} is neither a folder nor ends in .png: pictures are PNG")
+    return new_path(prompts, ".png", DEFAULT_FOLDER if output is None else Path(output))
+
+
+def new_path(prompts: Sequence[str], suffix: str, folder: Path = DEFAULT_FOLDER) -> Path:
+    """A path in the folder, named after the first prompt, that no earlier run has used."""
+    words = re.findall(r"\w+", prompts[0].lower()) if prompts else []
+    name = "-".join(words)[:60].rstrip("-") or "picture"
+    number = 1
+    while any(folder.glob(f"{name}{'' if number == 1 else f'-{number}'}.*")):
+        number += 1
+    return folder / f"{name}{'' if number == 1 else f'-{number}'}{suffix}"

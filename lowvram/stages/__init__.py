@@ -1,0 +1,1 @@
+"""What runs, in order: the only place where families and weights meet."""

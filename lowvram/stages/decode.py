@@ -1,0 +1,106 @@
+"""Decode: latents to pictures, with the VAE alone on the device."""
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lowvram import artifacts
+from lowvram.component import use
+from lowvram.devices import choose_device, choose_dtype, dtype_name
+from lowvram.errors import NonFiniteError, translated
+from lowvram.memory.meter import Meter
+from lowvram.pixels import png
+from lowvram.pixels.fit import fit, to_levels
+from lowvram.pixels.whole import WholeDecode
+from lowvram.progress import OnProgress, Progress, ignore
+from lowvram.repository import Model
+from lowvram.request import DecodeTask
+from lowvram.stages.result import StageResult, in_batches, report_stage
+from lowvram.weights.whole import Whole
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+log = logging.getLogger(__name__)
+
+
+def decode(task: DecodeTask, on_progress: OnProgress = ignore) -> StageResult:
+    """Write every picture: `task.output`, or for several x-0.png, x-1.png, … beside it.
+
+    Raises:
+        ArtifactError: the latents are damaged or of another kind.
+        ModelError, DeviceError, MemoryExhaustedError, StorageError: as their names say.
+        NonFiniteError: the VAE computed NaN or infinity; that picture is not written.
+    """
+    header, tensors = artifacts.read(Path(task.latents), "latents")
+    model = Model.from_record(task.model)
+    component = model.get_family().component("vae")
+    device = choose_device(task.device)
+    upcast = bool(model.config("vae").get("force_upcast", True))  # diffusers' default
+    dtype, dtype_reason = choose_dtype(task.dtype, component.dtype, device, upcast)
+    reasons = ["decode whole: the only strategy so far", f"{dtype_name(dtype)}: {dtype_reason}"]
+    log.info("decode on %s, %s", device, "; ".join(reasons))
+
+    paths = picture_paths(Path(task.output), len(header.items))
+    settings = {"dtype": dtype_name(dtype), "device": device.type}
+    records = [
+        {**item, "model": task.model, "denoise": header.settings, "made_from": header.key}
+        | {"decode": {**settings, "strategy": "whole", "batch_size": task.batch_size}}
+        for item in header.items
+    ]
+    with translated("decode"):
+        meter = Meter(device)
+        on_progress(Progress("decode", "loading the VAE"))
+        used = use(
+            component.class_name,
+            model.fetch("vae"),
+            Whole(dtype),
+            device,
+            meter,
+            lambda vae: _decode_all(
+                task, model, vae, tensors["latents"], records, paths, on_progress
+            ),
+        )
+    report = report_stage(
+        meter, "decode", "whole", dtype_name(dtype), reasons, used.weights_bytes, used.left_behind
+    )
+    width, height = header.settings["requested"]
+    items = [{**item, "width": width, "height": height} for item in header.items]
+    return StageResult(paths, items, report)
+
+
+def picture_paths(output: Path, count: int) -> list[Path]:
+    """The files of `count` pictures: the output itself, or numbered ones beside it."""
+    if count == 1:
+        return [output]
+    digits = len(str(count - 1))
+    return [output.with_stem(f"{output.stem}-{index:0{digits}}") for index in range(count)]
+
+
+def _decode_all(
+    task: DecodeTask,
+    model: Model,
+    vae: "nn.Module",
+    latents: "Tensor",
+    records: list[dict[str, Any]],
+    paths: list[Path],
+    on_progress: OnProgress,
+) -> None:
+    """Decode batch by batch; each picture is on disk before the next batch begins."""
+    family, config = model.get_family(), model.config("vae")
+    first = next(vae.parameters())
+    width, height = records[0]["denoise"]["requested"]
+    done = 0
+    for batch in in_batches(range(len(paths)), task.batch_size):
+        scaled = latents[batch[0] : batch[-1] + 1].to(first)
+        pixels = WholeDecode().decode(vae, family.unscale(scaled, config))
+        for index, picture in zip(batch, pixels, strict=True):
+            if not picture.isfinite().all():
+                raise NonFiniteError(
+                    f"the VAE gave NaN or infinity in {first.dtype} for picture {index}: "
+                    f"lowvram decode {task.latents} --dtype fp32 (the latents are kept)"
+                )
+            levels = to_levels(fit(picture[None].float(), width, height))[0]
+            png.save(paths[index], levels, records[index])
+            done += 1
+            on_progress(Progress("decode", "decoding", done, len(paths)))

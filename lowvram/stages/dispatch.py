@@ -1,0 +1,38 @@
+"""A stage by its name, with tasks and results as JSON types: how `run` and the worker call it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from lowvram import request
+from lowvram.progress import OnProgress
+from lowvram.stages.decode import decode
+from lowvram.stages.denoise import denoise
+from lowvram.stages.encode import encode
+
+STAGES = ("encode", "denoise", "decode")
+
+
+def carry_out(stage: str, task: Mapping[str, Any], on_progress: OnProgress) -> dict[str, Any]:
+    """Run one stage in this process.
+
+    Args:
+        stage: "encode", "denoise" or "decode".
+        task: the stage's task as `request.to_json` gives it.
+
+    Returns:
+        `StageResult` as JSON types: "paths", "items", "report".
+
+    Raises:
+        LowvramError: as the stage does.
+    """
+    if stage == "encode":
+        result = encode(request.from_json(request.EncodeTask, task), on_progress)
+    elif stage == "denoise":
+        result = denoise(request.from_json(request.DenoiseTask, task), on_progress)
+    else:
+        result = decode(request.from_json(request.DecodeTask, task), on_progress)
+    return {
+        "paths": [str(path) for path in result.paths],
+        "items": result.items,
+        "report": result.report.to_json(),
+    }

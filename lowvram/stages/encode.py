@@ -1,0 +1,201 @@
+"""Encode: prompts to embeddings, with the text encoder alone on the device.
+
+Each text is encoded once however often it is wanted, and only its real tokens, unless the task
+asks for the padding of the diffusers pipeline.
+"""
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lowvram import artifacts
+from lowvram.component import use
+from lowvram.devices import choose_device, choose_dtype, dtype_name
+from lowvram.errors import NonFiniteError, translated
+from lowvram.families.family import Family
+from lowvram.memory.meter import Meter
+from lowvram.progress import OnProgress, Progress, ignore
+from lowvram.repository import Model
+from lowvram.request import EncodeTask
+from lowvram.stages.result import StageResult, in_batches, report_stage
+from lowvram.weights.checkpoint import Weights, find_class
+from lowvram.weights.quantized import Quantized
+from lowvram.weights.whole import Whole
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+log = logging.getLogger(__name__)
+
+Text = tuple[str, ...]  # texts, each once, in the order in which they are first wanted
+
+
+def encode(task: EncodeTask, on_progress: OnProgress = ignore) -> StageResult:
+    """Write the embeddings of every prompt and negative prompt to `task.output`.
+
+    Raises:
+        ModelError, DeviceError, MemoryExhaustedError, StorageError: as their names say.
+        NonFiniteError: the encoder computed NaN or infinity; nothing is written.
+    """
+    model = Model.from_record(task.model)
+    family = model.get_family()
+    component = family.component("text_encoder")
+    device = choose_device(task.device)
+    dtype, dtype_reason = choose_dtype(task.dtype, component.dtype, device)
+    weights, weights_reason = _choose_weights(task.weights, dtype, device)
+    reasons = [f"weights {weights.name}: {weights_reason}", f"{dtype_name(dtype)}: {dtype_reason}"]
+    log.info("encode on %s, %s", device, "; ".join(reasons))
+
+    with translated("encode"):
+        meter = Meter(device)
+        on_progress(Progress("encode", "reading the prompts"))
+        tokenizer = _load_tokenizer(model)
+        items, texts = _prepare(task, family, tokenizer)
+        on_progress(Progress("encode", "loading the text encoder"))
+        used = use(
+            component.class_name,
+            model.fetch("text_encoder"),
+            weights,
+            device,
+            meter,
+            lambda encoder: _encode_all(task, family, tokenizer, encoder, texts, on_progress),
+        )
+        header = artifacts.Header(
+            kind="embeds",
+            model=task.model,
+            settings={
+                "weights": weights.name,
+                "dtype": dtype_name(dtype),
+                "device": device.type,
+                "clean_caption": task.clean_caption,
+                "padding": task.padding,
+                "max_tokens": task.max_tokens,
+                "batch_size": task.batch_size,
+            },
+            items=items,
+        )
+        artifacts.write(Path(task.output), header, _by_item(items, used.result))
+    report = report_stage(
+        meter,
+        "encode",
+        weights.name,
+        dtype_name(dtype),
+        reasons,
+        used.weights_bytes,
+        used.left_behind,
+    )
+    return StageResult([Path(task.output)], items, report)
+
+
+def _choose_weights(
+    asked: str, dtype: "torch.dtype", device: "torch.device"
+) -> tuple[Weights, str]:
+    """The strategy and why: the published recipe's 8 bits on a GPU, everything on a CPU."""
+    if asked == "auto":
+        if device.type == "cuda":
+            return Quantized(8, dtype), "the published recipe for GPUs of 8 GB"
+        return Whole(dtype), "no GPU to save memory on"
+    return (Whole(dtype) if asked == "whole" else Quantized(int(asked[0]), dtype)), "as asked"
+
+
+def _load_tokenizer(model: Model) -> Any:
+    component = model.get_family().component("tokenizer")
+    return find_class(component.class_name).from_pretrained(
+        model.fetch("tokenizer"), local_files_only=True
+    )
+
+
+def _prepare(task: EncodeTask, family: Family, tokenizer: Any) -> tuple[list[dict[str, Any]], Text]:
+    """The record of each prompt, and the texts to encode, each once."""
+    items: list[dict[str, Any]] = []
+    for prompt, negative in zip(task.prompts, task.negative_prompts, strict=True):
+        text, tokens, dropped = _readable(prompt, task, family, tokenizer)
+        negative_text, negative_tokens, negative_dropped = _readable(
+            negative, task, family, tokenizer
+        )
+        items.append(
+            {
+                "prompt": prompt,
+                "text": text,
+                "tokens": tokens,
+                "dropped": dropped,
+                "negative_prompt": negative,
+                "negative_text": negative_text,
+                "negative_tokens": negative_tokens,
+                "negative_dropped": negative_dropped,
+            }
+        )
+    texts = [item["text"] for item in items] + [item["negative_text"] for item in items]
+    return items, tuple(dict.fromkeys(texts))
+
+
+def _readable(
+    prompt: str, task: EncodeTask, family: Family, tokenizer: Any
+) -> tuple[str, int, str]:
+    """The text as it will be encoded, its number of tokens, and what is cut off its end."""
+    text = family.clean(prompt, task.clean_caption)
+    control = [token for token in tokenizer.all_special_tokens if token in text]
+    for token in control:
+        text = text.replace(token, f"{token[0]} {token[1:]}")
+    if control:
+        log.warning("%s in the prompt is not a control token: read as plain text", control[0])
+    ids = tokenizer(text).input_ids
+    if len(ids) <= task.max_tokens:
+        return text, len(ids), ""
+    dropped = tokenizer.decode(ids[task.max_tokens - 1 : -1])
+    log.warning(
+        "the prompt has %d tokens and %d fit; dropped from its end: “%s”",
+        len(ids),
+        task.max_tokens,
+        dropped,
+    )
+    return text, task.max_tokens, dropped
+
+
+def _encode_all(
+    task: EncodeTask,
+    family: Family,
+    tokenizer: Any,
+    encoder: "nn.Module",
+    texts: Text,
+    on_progress: OnProgress,
+) -> "dict[str, dict[str, Tensor]]":
+    """Embeddings and mask of each text, on the host."""
+    device = next(encoder.parameters()).device
+    encoded: dict[str, dict[str, Tensor]] = {}
+    for batch in in_batches(texts, task.batch_size):
+        inputs = tokenizer(
+            list(batch),
+            padding="max_length" if task.padding == "max" else "longest",
+            max_length=task.max_tokens,
+            truncation=True,
+            return_tensors="pt",
+        )
+        mask = inputs.attention_mask
+        embeds = family.encode(encoder, inputs.input_ids.to(device), mask.to(device)).cpu()
+        for text, row, row_mask in zip(batch, embeds, mask, strict=True):
+            if not row.isfinite().all():
+                raise NonFiniteError(
+                    f"the text encoder gave NaN or infinity in {embeds.dtype} for “{text[:60]}”: "
+                    "encode with --weights whole --dtype bf16 or fp32"
+                )
+            kept = slice(None) if task.padding == "max" else slice(int(row_mask.sum()))
+            encoded[text] = {
+                "prompt_embeds": row[kept].clone(),
+                "prompt_attention_mask": row_mask[kept].clone(),
+            }
+        on_progress(Progress("encode", "encoding", len(encoded), len(texts)))
+    return encoded
+
+
+def _by_item(
+    items: list[dict[str, Any]], encoded: "dict[str, dict[str, Tensor]]"
+) -> "dict[str, Tensor]":
+    """Tensors by their names in the artifact: "0.prompt_embeds", "0.negative_prompt_embeds", …"""
+    return {
+        f"{index}.{prefix}{name}": tensor.clone()
+        for index, item in enumerate(items)
+        for prefix, text in (("", item["text"]), ("negative_", item["negative_text"]))
+        for name, tensor in encoded[text].items()
+    }

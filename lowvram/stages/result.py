@@ -1,0 +1,57 @@
+"""What a stage returns, and how long lists are cut into batches."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from lowvram.memory.meter import Meter, StageReport
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """What a stage made.
+
+    Attributes:
+        paths: the artifact (encode, denoise) or the pictures (decode).
+        items: one record per prompt or picture, in order, as in the artifact's header.
+        report: memory and time.
+    """
+
+    paths: list[Path]
+    items: list[dict[str, Any]]
+    report: StageReport
+
+
+def in_batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    """The items in order, `size` at a time."""
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
+
+
+def report_stage(
+    meter: Meter,
+    stage: str,
+    weights: str,
+    dtype: str,
+    reasons: list[str],
+    weights_bytes: int,
+    left_behind: list[str],
+) -> StageReport:
+    """The report of a stage whose work is done and whose component is released."""
+    return StageReport(
+        stage=stage,
+        device=meter.device.type,
+        weights=weights,
+        dtype=dtype,
+        reasons=reasons,
+        seconds=meter.total_seconds(),
+        load_seconds=meter.seconds.get("load", 0.0),
+        compute_seconds=meter.seconds.get("compute", 0.0),
+        weights_bytes=weights_bytes,
+        left_allocated_bytes=meter.left_allocated(),
+        left_behind=left_behind,
+        **meter.peaks(),  # type: ignore[arg-type]
+    )

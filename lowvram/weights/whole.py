@@ -1,0 +1,37 @@
+"""All weights on the device, in one dtype."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lowvram.weights.checkpoint import broken_files_named, check_complete
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class Whole:
+    """Every weight resident, converted to `dtype` while loading."""
+
+    dtype: "torch.dtype"
+
+    @property
+    def name(self) -> str:
+        """As on the command line."""
+        return "whole"
+
+    def load(self, model_class: Any, folder: Path, device: "torch.device") -> "nn.Module":
+        """See `Weights.load`. transformers and diffusers take the same arguments here."""
+        with broken_files_named(folder):
+            model, info = model_class.from_pretrained(
+                folder,
+                dtype=self.dtype,
+                use_safetensors=True,
+                local_files_only=True,
+                output_loading_info=True,
+            )
+            check_complete(model, list(info["missing_keys"]), folder)
+        model.eval().requires_grad_(False)
+        return model.to(device)

@@ -1,0 +1,103 @@
+"""The process that stages run in: `python -m lowvram.worker`, started by `run`.
+
+Reads tasks as JSON lines on stdin, writes events as JSON lines on what was its stdout (anything
+else that prints there goes to stderr). On Linux it imports the libraries once and forks a child
+for each task, so that every stage has a process of its own that ends with it, and only the first
+one pays for the imports. Elsewhere, and wherever importing has touched the GPU, it carries out
+one task and ends.
+"""
+
+import json
+import logging
+import os
+import signal
+import sys
+import traceback
+from dataclasses import asdict
+from typing import IO, Any
+
+from lowvram.errors import INTERRUPTED_EXIT_CODE, LowvramError
+from lowvram.stages.dispatch import carry_out
+from lowvram.terminal import quiet_libraries
+
+
+class _EventHandler(logging.Handler):
+    """Sends log records to the process that started this one."""
+
+    def __init__(self, events: IO[str]) -> None:
+        super().__init__(logging.INFO)
+        self.events = events
+
+    def emit(self, record: logging.LogRecord) -> None:
+        _send(self.events, "log", level=record.levelno, message=record.getMessage())
+
+
+def main() -> None:
+    """Serve tasks until stdin ends."""
+    events = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # asks without a CUDA context
+    logging.getLogger("lowvram").addHandler(_EventHandler(events))
+    logging.getLogger("lowvram").setLevel(logging.INFO)
+    forks = _preload() and sys.platform == "linux"
+    for line in sys.stdin:
+        request = json.loads(line)
+        if not forks:
+            _serve(request, events)
+            return
+        child = os.fork()
+        if child == 0:
+            _serve(request, events)
+            os._exit(0)
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        if status:
+            _send(events, "died", status=status)
+
+
+def _preload() -> bool:
+    """Import what every stage needs.
+
+    Returns:
+        whether the process may be forked: not once CUDA has been touched.
+    """
+    import torch
+
+    quiet_libraries()
+    import transformers.modeling_utils  # noqa: F401 - diffusers imports it too
+
+    if torch.version.cuda is None and torch.version.hip is None:
+        # Importing diffusers' models imports bitsandbytes, which touches a GPU where there is one.
+        import diffusers.models.modeling_utils  # noqa: F401
+
+        return True
+    return not torch.cuda.is_initialized() and not torch.cuda._is_in_bad_fork()
+
+
+def _serve(request: dict[str, Any], events: IO[str]) -> None:
+    """Carry out one task and say how it ended."""
+    try:
+        result = carry_out(
+            request["stage"],
+            request["task"],
+            lambda progress: _send(events, "progress", **asdict(progress)),
+        )
+        _send(events, "done", **result)
+    except LowvramError as error:
+        _send(events, "error", kind=type(error).__name__, message=str(error))
+    except KeyboardInterrupt:
+        os._exit(INTERRUPTED_EXIT_CODE)
+    except Exception as error:
+        text = "".join(traceback.format_exception(error))
+        _send(events, "error", kind="", message=f"{type(error).__name__}: {error}", text=text)
+
+
+def _send(events: IO[str], event: str, **fields: object) -> None:
+    try:
+        events.write(json.dumps({"event": event, **fields}) + "\n")
+        events.flush()
+    except BrokenPipeError:  # the process that asked is gone: nothing here is wanted any more
+        os._exit(128 + getattr(signal, "SIGPIPE", 13))
+
+
+if __name__ == "__main__":
+    main()
