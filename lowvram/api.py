@@ -31,7 +31,6 @@ def encode(
     clean_caption: bool = True,
     padding: str = "none",
     max_tokens: int | None = None,
-    batch_size: int = 1,
     revision: str | None = None,
     on_progress: OnProgress = ignore,
 ) -> StageResult:
@@ -51,7 +50,6 @@ def encode(
         clean_caption=clean_caption,
         padding=padding,
         max_tokens=max_tokens,
-        batch_size=batch_size,
     )
     return encode_stage.encode(task, on_progress)
 

@@ -1,9 +1,9 @@
 """The files between the stages: written atomically, verified before use, self-describing.
 
 An artifact is one safetensors file whose single metadata key, `lowvram`, holds canonical JSON (a
-`Header`). The header carries the sha256 of every tensor, and its own sha256 is the artifact's
-key: same key, same bytes. Headers are read and files verified without torch. The format is
-described in docs/files.md.
+`Header` and its key). The header carries the sha256 of every tensor, and its own sha256 is the
+artifact's key: same key, same bytes. Headers are read and files verified without torch.
+docs/files.md describes the format.
 """
 
 import hashlib
@@ -93,7 +93,8 @@ def write(path: Path, header: Header, tensors: Mapping[str, "Tensor"]) -> Header
         for name, tensor in on_host.items()
     }
     header = replace(header, tensors=described)
-    write_bytes(path, save(on_host, metadata={METADATA_KEY: canonical_json(asdict(header))}))
+    text = canonical_json({**asdict(header), "key": header.key})
+    write_bytes(path, save(on_host, metadata={METADATA_KEY: text}))
     return header
 
 
@@ -112,10 +113,22 @@ def read(path: Path, kind: str) -> tuple[Header, dict[str, "Tensor"]]:
     Raises:
         ArtifactError: as `read_header`, and when a tensor's bytes are not what was written.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     header = verify(path, kind)
-    return header, load_file(path)
+    try:
+        tensors = load_file(path)
+    except SafetensorError:
+        raise _damaged(path, header, "its list of tensors") from None
+    for name, tensor in tensors.items():
+        described = header.tensors[name]
+        if [str(tensor.dtype), list(tensor.shape)] != [
+            f"torch.{described['dtype']}",
+            described["shape"],
+        ]:
+            raise _damaged(path, header, f"tensor {name}")
+    return header, tensors
 
 
 def verify(path: Path, kind: str) -> Header:
@@ -126,12 +139,12 @@ def verify(path: Path, kind: str) -> Header:
     """
     header, offsets, start = _parse(path, kind)
     if set(offsets) != set(header.tensors):
-        raise ArtifactError(f"{path} is damaged (its list of tensors is wrong): {_again(header)}")
+        raise _damaged(path, header, "its list of tensors")
     with open(path, "rb") as file:
         for name, (begin, end) in offsets.items():
             file.seek(start + begin)
             if _sha256(file, end - begin) != header.tensors[name]["sha256"]:
-                raise ArtifactError(f"{path} is damaged (tensor {name}): {_again(header)}")
+                raise _damaged(path, header, f"tensor {name}")
     return header
 
 
@@ -203,7 +216,10 @@ def _parse(path: Path, kind: str | None) -> tuple[Header, dict[str, tuple[int, i
 
 def _checked(value: Any) -> Header:
     """A `Header` from parsed JSON; ValueError and its kin when a field is missing or odd."""
+    key = value.pop("key")
     header = Header(**value)
+    if header.key != key:
+        raise ValueError("its header is damaged")
     types = {"kind": str, "model": dict, "settings": dict, "items": list, "made_from": str}
     if any(not isinstance(getattr(header, name), kind) for name, kind in types.items()):
         raise ValueError("its header has fields of the wrong type")
@@ -212,6 +228,10 @@ def _checked(value: Any) -> Header:
     if not all(isinstance(entry["sha256"], str) for entry in header.tensors.values()):
         raise ValueError("its header names tensors without a checksum")
     return header
+
+
+def _damaged(path: Path, header: Header, part: str) -> ArtifactError:
+    return ArtifactError(f"{path} is damaged ({part}): {_again(header)}")
 
 
 def _again(header: Header) -> str:

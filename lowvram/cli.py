@@ -6,7 +6,7 @@ Results go to stdout, everything else to stderr; errors are one line and a docum
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -103,9 +103,7 @@ Latents = Annotated[
 ]
 Dtype = Annotated[str, typer.Option("--dtype", help=f"To compute in: {', '.join(DTYPES)}.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, xpu, mps.")]
-BatchSize = Annotated[
-    int, typer.Option("--batch-size", help="Texts or pictures per call of the model.")
-]
+BatchSize = Annotated[int, typer.Option("--batch-size", help="Pictures per call of the model.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, nothing else.")]
 
 
@@ -123,12 +121,12 @@ def encode(
     clean: CleanCaption = True,
     padding: Padding = "none",
     max_tokens: MaxTokens = None,
-    batch_size: BatchSize = 1,
     revision: Revision = None,
     as_json: AsJson = False,
 ) -> None:
     """Prompts to embeddings, with the text encoder alone on the device.
 
+    \b
     lowvram encode "a cactus with a happy face" -m pixart-sigma-1024 -o cactus.embeds.safetensors
     """
     from lowvram import api
@@ -146,7 +144,6 @@ def encode(
             clean_caption=clean,
             padding=padding,
             max_tokens=max_tokens,
-            batch_size=batch_size,
             revision=revision,
             on_progress=on_progress,
         )
@@ -177,6 +174,7 @@ def denoise(
 ) -> None:
     """Embeddings to latents, with the transformer alone on the device.
 
+    \b
     lowvram denoise cactus.embeds.safetensors --seed 7 --size 1024x768
     """
     from lowvram import api
@@ -218,6 +216,7 @@ def decode(
 ) -> None:
     """Latents to pictures, with the VAE alone on the device.
 
+    \b
     lowvram decode cactus.latents.safetensors -o cactus.png
     """
     from lowvram import api
@@ -275,6 +274,7 @@ def run(
 ) -> None:
     """Prompts to pictures: encode, denoise and decode in order, each in a process of its own.
 
+    \b
     lowvram run "a large blue star on a yellow background" -m demo -o star.png
     """
     from lowvram.run import run as run_stages
@@ -314,21 +314,40 @@ def run(
         print(f"\n{result.table()}")
 
 
+@app.command()
+def report(
+    file: Annotated[Path, typer.Argument(help="The x.report.json that run wrote.")],
+    as_json: AsJson = False,
+) -> None:
+    """Memory and time of each stage of an earlier run.
+
+    \b
+    lowvram report outputs/a-red-heart.report.json
+    """
+    from lowvram.memory.report import read, table
+
+    document = read(file)
+    if as_json:
+        _print_json(document)
+    else:
+        print(table(document["stages"]))
+
+
 def main() -> None:
     """Entry point: errors become one line on stderr and an exit code."""
-    sys.exit(_exit_code(app))
+    sys.exit(exit_code(sys.argv[1:]))
 
 
-def _exit_code(command: Callable[..., Any]) -> int:
+def exit_code(arguments: Sequence[str]) -> int:
+    """Carry out a command line and return its exit code (see errors.py)."""
     try:
-        code = command(standalone_mode=False)
+        code = app(list(arguments), standalone_mode=False)
         return code if isinstance(code, int) else 0
     except errors.LowvramError as error:
         print(f"lowvram: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("lowvram: interrupted", file=sys.stderr)
-        return errors.INTERRUPTED_EXIT_CODE
+        return _interrupted()
     except BrokenPipeError:  # the reader of our output has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -336,9 +355,14 @@ def _exit_code(command: Callable[..., Any]) -> int:
         if hasattr(error, "format_message"):  # click's: an unknown option, a missing argument
             print(f"lowvram: {error.format_message()} (see lowvram --help)", file=sys.stderr)
             return errors.RequestError.exit_code
-        if type(error).__name__ == "Abort":
-            return errors.INTERRUPTED_EXIT_CODE
+        if type(error).__name__ == "Abort":  # what typer makes of Ctrl-C
+            return _interrupted()
         raise
+
+
+def _interrupted() -> int:
+    print("lowvram: interrupted", file=sys.stderr)
+    return errors.INTERRUPTED_EXIT_CODE
 
 
 def _terminal(loads_here: bool = True) -> "AbstractContextManager[OnProgress]":

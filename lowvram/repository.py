@@ -44,6 +44,14 @@ class Model:
         """What artifacts say of the model, JSON types only."""
         return asdict(self)
 
+    def public_record(self) -> dict[str, Any]:
+        """The same for a picture that may be shared: no path of this machine."""
+        return {
+            "name": Path(self.name).name if Path(self.name).is_absolute() else self.name,
+            "family": self.family,
+            "revisions": {role: source.revision for role, source in self.sources.items()},
+        }
+
     @staticmethod
     def from_record(record: Mapping[str, Any]) -> "Model":
         """The model that `record()` described.

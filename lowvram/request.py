@@ -37,7 +37,6 @@ class EncodeTask:
     clean_caption: bool
     padding: str
     max_tokens: int
-    batch_size: int
 
 
 @dataclass(frozen=True)
@@ -101,7 +100,6 @@ def resolve_encode(
     clean_caption: bool = True,
     padding: str = "none",
     max_tokens: int | None = None,
-    batch_size: int = 1,
 ) -> EncodeTask:
     """Check what was asked of the encode stage.
 
@@ -112,7 +110,6 @@ def resolve_encode(
         clean_caption: clean the text as the model's training captions were.
         padding: "none" encodes real tokens only; "max" pads as the diffusers pipeline does.
         max_tokens: at which text is cut; None for the family's limit.
-        batch_size: texts per call of the encoder.
 
     Raises:
         RequestError: names the value and the way out.
@@ -141,7 +138,6 @@ def resolve_encode(
         clean_caption=clean_caption,
         padding=_one_of("--padding", padding, PADDINGS),
         max_tokens=_in_range("--max-tokens", max_tokens or limit, 2, limit),
-        batch_size=_in_range("--batch-size", batch_size, 1, 4096),
     )
 
 

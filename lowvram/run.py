@@ -128,7 +128,6 @@ def run(
                 clean_caption=clean_caption,
                 padding=padding,
                 max_tokens=max_tokens,
-                batch_size=batch_size,
             ),
             resolve_denoise(
                 embeds,

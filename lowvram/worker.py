@@ -34,6 +34,7 @@ class _EventHandler(logging.Handler):
 
 def main() -> None:
     """Serve tasks until stdin ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the stage, and for who started us
     events = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # asks without a CUDA context
@@ -76,6 +77,7 @@ def _preload() -> bool:
 def _serve(request: dict[str, Any], events: IO[str]) -> None:
     """Carry out one task and say how it ended."""
     try:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         result = carry_out(
             request["stage"],
             request["task"],

@@ -1,7 +1,11 @@
 """Shows what the stages took: a table for people, JSON for programs."""
 
+import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
+
+from lowvram.errors import ArtifactError
 
 _COLUMNS = (
     ("stage", "stage"),
@@ -15,6 +19,22 @@ _COLUMNS = (
     ("RAM (RSS)", "peak_rss_bytes"),
     ("left", "left_allocated_bytes"),
 )
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A report that `run` wrote: {"images": […], "stages": […]}.
+
+    Raises:
+        ArtifactError: no such file, or not a report.
+    """
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        table(document["stages"])
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be read ({error.strerror}): check the path") from None
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise ArtifactError(f"{path} is not a report: lowvram run writes x.report.json") from None
+    return dict(document)
 
 
 def table(stages: Sequence[Mapping[str, Any]]) -> str:

@@ -71,7 +71,7 @@ def _parameters(record: dict[str, Any]) -> str:
     if record["negative_prompt"].strip():
         lines.append("Negative prompt: " + " ".join(record["negative_prompt"].split()))
     steps = len(settings["timesteps"] or settings["sigmas"]) or settings["steps"]
-    model = Path(record["model"]["name"]).name.replace(",", " ")
+    model = record["model"]["name"].replace(",", " ")
     lines.append(
         f"Steps: {steps}, Sampler: {settings['scheduler']}, "
         f"CFG scale: {settings['guidance_scale']}, Seed: {record['seed']}, "

@@ -44,7 +44,12 @@ def decode(task: DecodeTask, on_progress: OnProgress = ignore) -> StageResult:
     paths = picture_paths(Path(task.output), len(header.items))
     settings = {"dtype": dtype_name(dtype), "device": device.type}
     records = [
-        {**item, "model": task.model, "denoise": header.settings, "made_from": header.key}
+        {
+            **item,
+            "model": model.public_record(),
+            "denoise": header.settings,
+            "made_from": header.key,
+        }
         | {"decode": {**settings, "strategy": "whole", "batch_size": task.batch_size}}
         for item in header.items
     ]

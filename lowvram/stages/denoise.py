@@ -96,7 +96,9 @@ def denoise(
     report = report_stage(
         meter, "denoise", "whole", dtype_name(dtype), reasons, used.weights_bytes, used.left_behind
     )
-    return StageResult([Path(task.output)], items, report)
+    width, height = task.requested
+    made = [{**item, "width": width, "height": height} for item in items]
+    return StageResult([Path(task.output)], made, report)
 
 
 def sample(

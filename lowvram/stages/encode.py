@@ -1,7 +1,8 @@
 """Encode: prompts to embeddings, with the text encoder alone on the device.
 
-Each text is encoded once however often it is wanted, and only its real tokens, unless the task
-asks for the padding of the diffusers pipeline.
+Each text is encoded once however often it is wanted, by itself, and only its real tokens (unless
+the task asks for the padding of the diffusers pipeline). By itself, because in bfloat16 a text's
+neighbours in a batch move its embeddings by enough to change pixels by 3 levels of 255.
 """
 
 import logging
@@ -17,7 +18,7 @@ from lowvram.memory.meter import Meter
 from lowvram.progress import OnProgress, Progress, ignore
 from lowvram.repository import Model
 from lowvram.request import EncodeTask
-from lowvram.stages.result import StageResult, in_batches, report_stage
+from lowvram.stages.result import StageResult, report_stage
 from lowvram.weights.checkpoint import Weights, find_class
 from lowvram.weights.quantized import Quantized
 from lowvram.weights.whole import Whole
@@ -71,7 +72,6 @@ def encode(task: EncodeTask, on_progress: OnProgress = ignore) -> StageResult:
                 "clean_caption": task.clean_caption,
                 "padding": task.padding,
                 "max_tokens": task.max_tokens,
-                "batch_size": task.batch_size,
             },
             items=items,
         )
@@ -164,27 +164,22 @@ def _encode_all(
     """Embeddings and mask of each text, on the host."""
     device = next(encoder.parameters()).device
     encoded: dict[str, dict[str, Tensor]] = {}
-    for batch in in_batches(texts, task.batch_size):
+    for text in texts:
         inputs = tokenizer(
-            list(batch),
-            padding="max_length" if task.padding == "max" else "longest",
+            text,
+            padding="max_length" if task.padding == "max" else False,
             max_length=task.max_tokens,
             truncation=True,
             return_tensors="pt",
         )
         mask = inputs.attention_mask
         embeds = family.encode(encoder, inputs.input_ids.to(device), mask.to(device)).cpu()
-        for text, row, row_mask in zip(batch, embeds, mask, strict=True):
-            if not row.isfinite().all():
-                raise NonFiniteError(
-                    f"the text encoder gave NaN or infinity in {embeds.dtype} for “{text[:60]}”: "
-                    "encode with --weights whole --dtype bf16 or fp32"
-                )
-            kept = slice(None) if task.padding == "max" else slice(int(row_mask.sum()))
-            encoded[text] = {
-                "prompt_embeds": row[kept].clone(),
-                "prompt_attention_mask": row_mask[kept].clone(),
-            }
+        if not embeds.isfinite().all():
+            raise NonFiniteError(
+                f"the text encoder gave NaN or infinity in {embeds.dtype} for “{text[:60]}”: "
+                "encode with --weights whole --dtype bf16 or fp32"
+            )
+        encoded[text] = {"prompt_embeds": embeds[0], "prompt_attention_mask": mask[0]}
         on_progress(Progress("encode", "encoding", len(encoded), len(texts)))
     return encoded
 

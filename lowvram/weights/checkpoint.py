@@ -96,11 +96,26 @@ def _tensors(model: "nn.Module") -> "Iterator[torch.Tensor]":
                 yield extra
 
 
-def read_stored_quantisation(folder: Path) -> dict[str, Any]:
-    """The `quantization_config` that a folder was saved with; empty where there is none."""
+def check_stored_quantisation(folder: Path, wanted: str) -> bool:
+    """Refuse a folder whose own quantisation would silently win over what was asked for.
+
+    Args:
+        wanted: the flag in its `quantization_config` that must be set; "" for no quantisation.
+
+    Returns:
+        whether it is quantised, as wanted.
+
+    Raises:
+        ModelError: it is quantised, and not so.
+    """
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ModelError(f"{folder} has no readable config.json ({first_line(error)})") from None
     stored = config.get("quantization_config")
-    return stored if isinstance(stored, dict) else {}
+    if stored and not stored.get(wanted):
+        raise ModelError(
+            f"{folder} is quantised already, in another way: "
+            "use the --weights it was made for, or the original files"
+        )
+    return bool(stored)

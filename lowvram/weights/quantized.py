@@ -8,8 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lowvram.errors import DeviceError, ModelError
-from lowvram.weights.checkpoint import broken_files_named, check_complete, read_stored_quantisation
+from lowvram.errors import DeviceError
+from lowvram.weights.checkpoint import (
+    broken_files_named,
+    check_complete,
+    check_stored_quantisation,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -46,7 +50,7 @@ class Quantized:
 
         Raises:
             DeviceError: bitsandbytes is not installed.
-            ModelError: the folder is quantised already, in another way.
+            ModelError: as `Weights.load`, and when the folder is quantised in another way.
         """
         try:
             import bitsandbytes  # noqa: F401 - asked for before minutes of loading
@@ -55,12 +59,12 @@ class Quantized:
                 f"{self.name} needs bitsandbytes, which is not installed: "
                 "pip install bitsandbytes, or use --weights whole"
             ) from None
-        self._check_stored(folder)
+        stored = check_stored_quantisation(folder, f"load_in_{self.bits}bit")
         with broken_files_named(folder):
             model, info = model_class.from_pretrained(
                 folder,
                 dtype=self.dtype,
-                quantization_config=self.config(),
+                quantization_config=None if stored else self.config(),
                 device_map={"": str(device)},
                 use_safetensors=True,
                 local_files_only=True,
@@ -79,7 +83,7 @@ class Quantized:
         from transformers.quantizers import AutoHfQuantizer
 
         quantizer = AutoHfQuantizer.from_config(self.config(), pre_quantized=False)
-        quantizer.preprocess_model(model=skeleton, dtype=self.dtype)
+        quantizer.preprocess_model(model=skeleton, dtype=self.dtype, device_map=None)
         total, counted = 0, set()
         for module in skeleton.modules():
             for parameter in module.parameters(recurse=False):
@@ -93,12 +97,3 @@ class Quantized:
                 else:
                     total += parameter.numel() * self.dtype.itemsize
         return total
-
-    def _check_stored(self, folder: Path) -> None:
-        """A folder's own quantisation silently wins over the one asked for: refuse instead."""
-        stored = read_stored_quantisation(folder)
-        if stored and stored.get(f"load_in_{self.bits}bit") is not True:
-            raise ModelError(
-                f"{folder} is quantised already, and not to {self.bits} bits: "
-                "use the --weights it was made for, or the original files"
-            )

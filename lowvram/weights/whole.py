@@ -4,7 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lowvram.weights.checkpoint import broken_files_named, check_complete
+from lowvram.weights.checkpoint import (
+    broken_files_named,
+    check_complete,
+    check_stored_quantisation,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -24,6 +28,7 @@ class Whole:
 
     def load(self, model_class: Any, folder: Path, device: "torch.device") -> "nn.Module":
         """See `Weights.load`. transformers and diffusers take the same arguments here."""
+        check_stored_quantisation(folder, "")
         with broken_files_named(folder):
             model, info = model_class.from_pretrained(
                 folder,

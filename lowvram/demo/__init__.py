@@ -1,0 +1,1 @@
+"""The embedded checkpoint: a small PixArt-Sigma that draws one coloured shape, and its making."""

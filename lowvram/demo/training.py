@@ -1,0 +1,168 @@
+"""One training loop for every stage of the demo model: resumable, on time, logged.
+
+It knows neither pictures nor captions; `scripts/train_demo.py` brings the losses. Under `torchrun`
+every process (a worker) trains on its own batches and gradients are averaged. On two busy cores
+two workers of one thread each waste less than one worker with two threads, whose every operation
+waits for the slower thread.
+"""
+
+import copy
+import json
+import math
+import os
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+
+Figures = dict[str, float]
+LossAt = Callable[[random.Random, float], tuple[Tensor, Figures]]
+Watch = Callable[[nn.ModuleDict, int], Figures]
+
+_WARM_UP = 0.04  # share of the stage
+_LOG_EVERY = 10  # steps
+_SAVE_EVERY = 180.0  # seconds
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long a stage trains, and how fast.
+
+    A stage is over after `steps` or after `seconds` of its own time, whichever comes first; the
+    cosine schedule follows whichever is further, so that it always ends at the end. `rates` holds
+    the peak learning rate of each trained part.
+    """
+
+    name: str
+    steps: int
+    seconds: float
+    rates: dict[str, float]
+    averaging: float  # decay of the moving average of the weights
+    watch_every: int  # steps
+
+
+class Log:
+    """A JSON-lines file with one entry per logged step."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def write(self, stage: str, step: int, seconds: float, **figures: float) -> None:
+        """Append an entry; `seconds` is the stage's own training time so far."""
+        rounded = {name: round(value, 5) for name, value in figures.items()}
+        entry = {"stage": stage, "step": step, "seconds": round(seconds, 1), **rounded}
+        with self.path.open("a") as lines:
+            lines.write(json.dumps(entry) + "\n")
+
+
+def worker() -> int:
+    """This process's number, 0 where there is one process only."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def workers() -> int:
+    """How many processes train together."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def wait_for_all() -> None:
+    """Return once every worker has come here."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def fit(
+    plan: Plan, parts: nn.ModuleDict, loss_at: LossAt, watch: Watch, folder: Path, log: Log
+) -> None:
+    """Train `parts` in place and leave the averaged weights in them.
+
+    `loss_at(rng, progress)` gives the loss of one batch; all randomness comes from `rng` and from
+    torch's global generator, both seeded by step and worker, so a resumed run sees the same data.
+    `watch(averaged parts, step)` gives held-out figures for the log. A finished stage is loaded
+    from `folder` instead of trained again.
+    """
+    finished, unfinished = folder / f"{plan.name}.pt", folder / f"{plan.name}.unfinished.pt"
+    if finished.exists():
+        parts.load_state_dict(torch.load(finished, weights_only=True))
+        return
+    groups = [
+        {"params": parts[name].parameters(), "peak": rate} for name, rate in plan.rates.items()
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.98), weight_decay=0.01)
+    averaged = copy.deepcopy(parts).requires_grad_(False)
+    step, spent, saved = 0, 0.0, 0.0
+    if unfinished.exists():
+        state = torch.load(unfinished, weights_only=True)
+        parts.load_state_dict(state["parts"])
+        averaged.load_state_dict(state["averaged"])
+        optimizer.load_state_dict(state["optimizer"])
+        step, spent = state["step"], state["seconds"]
+        saved = spent
+    while (progress := max(step / plan.steps, spent / plan.seconds)) < 1.0:
+        began = time.monotonic()
+        torch.manual_seed(step * workers() + worker())
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak"] * _rate(progress)
+        loss, figures = loss_at(random.Random(f"{plan.name}/{step}/{worker()}"), progress)
+        optimizer.zero_grad()
+        loss.backward()
+        spent = _average_gradients(parts, spent)
+        norm = nn.utils.clip_grad_norm_(parts.parameters(), 1.0)
+        optimizer.step()
+        _average(averaged, parts, min(plan.averaging, (1 + step) / (10 + step)))
+        step += 1
+        if step % _LOG_EVERY == 0 and worker() == 0:
+            log.write(plan.name, step, spent, loss=loss.item(), norm=norm.item(), **figures)
+        if step % plan.watch_every == 0 and worker() == 0:
+            log.write(plan.name, step, spent, **watch(averaged, step))
+        spent += time.monotonic() - began
+        if spent - saved > _SAVE_EVERY and worker() == 0:
+            saved = spent
+            state = {"parts": parts.state_dict(), "averaged": averaged.state_dict()}
+            state |= {"optimizer": optimizer.state_dict(), "step": step, "seconds": spent}
+            save(state, unfinished)
+    parts.load_state_dict(averaged.state_dict())
+    if worker() == 0:
+        log.write(plan.name, step, spent, **watch(parts, step))
+        save(parts.state_dict(), finished)
+        unfinished.unlink(missing_ok=True)
+    wait_for_all()
+
+
+def save(state: dict[str, object], path: Path) -> None:
+    """Write atomically: a stop leaves the old file or the new one, never half of one."""
+    draft = path.with_suffix(".draft")
+    torch.save(state, draft)
+    os.replace(draft, path)
+
+
+def _average_gradients(parts: nn.Module, spent: float) -> float:
+    """Average gradients over the workers; returns the first worker's `spent`, for all to agree."""
+    if not dist.is_initialized():
+        return spent
+    gradients = [weight.grad for weight in parts.parameters() if weight.grad is not None]
+    clock = torch.tensor([spent * workers() if worker() == 0 else 0.0])
+    together = torch.cat([gradient.flatten() for gradient in gradients] + [clock])
+    dist.all_reduce(together)
+    together /= workers()
+    pieces = together.split([gradient.numel() for gradient in gradients] + [1])
+    for gradient, piece in zip(gradients, pieces[:-1], strict=True):
+        gradient.copy_(piece.view_as(gradient))
+    return float(pieces[-1])
+
+
+def _rate(progress: float) -> float:
+    """Share of the peak learning rate: linear warm-up, then a cosine down to one hundredth."""
+    if progress < _WARM_UP:
+        return max(progress / _WARM_UP, 0.01)
+    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (progress - _WARM_UP) / (1 - _WARM_UP)))
+
+
+@torch.no_grad()
+def _average(averaged: nn.Module, current: nn.Module, decay: float) -> None:
+    torch._foreach_lerp_(list(averaged.parameters()), list(current.parameters()), 1.0 - decay)

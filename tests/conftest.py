@@ -1,0 +1,15 @@
+"""Fixtures that several test files use."""
+
+from pathlib import Path
+
+import pytest
+
+from scripts.make_checkpoint import make_checkpoint
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny PixArt-Sigma with random weights, in diffusers layout; do not write into it."""
+    folder = tmp_path_factory.mktemp("tiny")
+    make_checkpoint(folder, size="tiny", shard="200KB")  # sharded as the published T5 is
+    return folder

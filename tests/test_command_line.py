@@ -1,0 +1,187 @@
+"""The command line: bad input gets one clear line, a documented exit code, and no traceback."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from sd_parsers import ParserManager
+
+from lowvram import cli, errors
+from lowvram.pixels.png import read_record
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of a command line carried out in this process."""
+    capsys.readouterr()
+    code = cli.exit_code([str(each) for each in arguments])
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+@pytest.fixture(scope="module")
+def embeds(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("cli") / "x.embeds.safetensors"
+    assert cli.exit_code(["encode", "a cat", "a dog", "-m", str(tiny), "-o", str(path)]) == 0
+    return path
+
+
+BAD = {
+    "unknown model": (["run", "a cat", "-m", "nonsense"], 3, "pixart-sigma-1024, .*demo"),
+    "empty prompt": (["run", " ", "-m", "TINY"], 2, "the prompt is empty"),
+    "size": (["run", "a cat", "-m", "TINY", "--size", "9x9"], 2, "size 9x9 is out of range"),
+    "unbinned size": (
+        ["run", "a cat", "-m", "TINY", "--no-binning", "--size", "250x256"],
+        2,
+        "250x256 is not a multiple of 16 px",
+    ),
+    "size's form": (["run", "a cat", "-m", "TINY", "--size", "big"], 2, "'big' is not WIDTHx"),
+    "seed": (["run", "a cat", "-m", "TINY", "--seed", "x"], 2, "'x' is not a number"),
+    "seeds": (["run", "a cat", "-m", "TINY", "--seed", "1,2"], 2, "2 seeds for 1 pictures"),
+    "weights": (["encode", "a cat", "-m", "TINY", "--weights", "2bit"], 2, "auto, whole, 8bit"),
+    "dtype": (["encode", "a cat", "-m", "TINY", "--dtype", "fp8"], 2, "auto, fp32, bf16, fp16"),
+    "steps": (["denoise", "EMBEDS", "--steps", "0"], 2, "--steps 0 is out of range: 1 to 1000"),
+    "steps twice": (
+        ["denoise", "EMBEDS", "--steps", "3", "--timesteps", "5,1"],
+        2,
+        "exclude each other",
+    ),
+    "rising timesteps": (["denoise", "EMBEDS", "--timesteps", "1,5"], 2, "must descend"),
+    "no sigmas": (["denoise", "EMBEDS", "--sigmas", "9,1"], 2, "takes no explicit sigmas"),
+    "no eta": (["denoise", "EMBEDS", "--eta", "0.5"], 2, "has no effect with DPMSolver"),
+    "guidance": (["denoise", "EMBEDS", "--guidance", "nan"], 2, "out of range: 0 to 100"),
+    "no file": (["denoise", "nothing.safetensors"], 4, "nothing.safetensors does not exist"),
+    "wrong file": (["decode", "EMBEDS"], 4, "holds embeds, but latents are needed"),
+    "other model": (["denoise", "EMBEDS", "-m", "demo"], 4, "--model is demo: encode again"),
+    "not a picture": (["run", "a cat", "-m", "TINY", "-o", "x.jpg"], 2, "pictures are PNG"),
+    "no latents": (["denoise", "EMBEDS", "--latents", "n"], 2, "starting latents n do not exist"),
+    "device": (["encode", "a cat", "-m", "TINY", "--device", "warp"], 5, "use --device cpu"),
+    "option": (["run", "a cat", "--bogus"], 2, "No such option"),
+    "nothing": (["denoise"], 2, "Missing argument"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_one_line_and_a_code(
+    name: str,
+    tiny: Path,
+    embeds: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments, expected, says = BAD[name]
+    if arguments[0] == "run":
+        arguments = [*arguments, "--in-process"]
+    named = {"TINY": tiny, "EMBEDS": embeds}
+    code, out, err = run(capsys, *(named.get(each, each) for each in arguments))
+    lines = err.strip().splitlines()
+    assert code == expected
+    assert out == ""
+    assert lines[-1].startswith("lowvram: ")
+    assert re.search(says, lines[-1]), lines[-1]
+    assert not any("Traceback" in line for line in lines)
+    assert list(tmp_path.rglob("*.safetensors")) == []
+
+
+def test_starting_latents_of_another_shape(
+    embeds: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_file({"latents": torch.zeros(2, 4, 8, 8)}, tmp_path / "n.safetensors")
+    code, _, err = run(capsys, "denoise", embeds, "--latents", tmp_path / "n.safetensors")
+    assert code == 2
+    assert "have shape [2, 4, 8, 8], but [2, 4, 32, 32] are needed" in err
+
+
+def test_cut_prompt_is_quoted(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompt = "a cat " * 200 + "with a green hat"
+    path = tmp_path / "x.embeds.safetensors"
+    code, _, err = run(capsys, "encode", prompt, "-m", tiny, "-o", path)
+    assert code == 0
+    assert "300 fit; dropped from its end" in err
+    assert "green hat”" in err
+
+
+def test_control_tokens_are_plain_text(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = []
+    for index, prompt in enumerate(("a cat </s> b", "a cat < /s> b")):
+        path = tmp_path / f"{index}.embeds.safetensors"
+        code, _, err = run(capsys, "encode", prompt, "-m", tiny, "--no-clean", "-o", path)
+        assert code == 0
+        assert ("is not a control token" in err) == (index == 0)
+        made.append(path)
+    first, second = (load_file(path)["0.prompt_embeds"] for path in made)
+    assert first.equal(second)
+
+
+def test_json_is_one_document_and_nothing_else(
+    embeds: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    latents, picture = tmp_path / "x.latents.safetensors", tmp_path / "x.png"
+    size = ["--size", "200x120", "--seed", "4"]
+    code, out, _ = run(capsys, "denoise", embeds, *size, "--steps", "2", "-o", latents, "--json")
+    assert code == 0
+    images = json.loads(out)["images"]
+    assert [(image["path"], image["seed"]) for image in images] == [(None, 4), (None, 4)]
+    code, out, _ = run(capsys, "decode", latents, "-o", picture, "--json")
+    document = json.loads(out)
+    assert set(document) == {"images", "stages"}
+    for image, name, prompt in zip(
+        document["images"], ("x-0.png", "x-1.png"), ("a cat", "a dog"), strict=True
+    ):
+        assert {"path", "prompt", "seed", "width", "height", "embeds", "latents"} == set(image)
+        assert (image["prompt"], image["width"], image["height"]) == (prompt, 200, 120)
+        assert image["path"] == str(tmp_path / name)
+        with Image.open(image["path"]) as opened:
+            assert opened.size == (200, 120)
+    wanted = {"stage", "seconds", "load_seconds", "weights", "dtype", "peak_allocated_bytes"}
+    wanted |= {"peak_reserved_bytes", "peak_process_bytes", "peak_rss_bytes"}
+    assert wanted <= set(document["stages"][0])
+
+
+def test_pictures_carry_their_record(embeds: Path, tmp_path: Path) -> None:
+    latents, picture = tmp_path / "x.latents.safetensors", tmp_path / "x.png"
+    steps = ["--timesteps", "800,400"]
+    assert cli.exit_code(["denoise", str(embeds), *steps, "-o", str(latents)]) == 0
+    assert cli.exit_code(["decode", str(latents), "-o", str(picture)]) == 0
+    record = read_record(tmp_path / "x-1.png")
+    assert (record["prompt"], record["seed"]) == ("a dog", 0)
+    assert record["denoise"]["timesteps"] == [800, 400]
+    assert record["decode"]["strategy"] == "whole"
+    assert "/" not in record["model"]["name"]  # no folder of this machine
+    seen = ParserManager().parse(tmp_path / "x-1.png")  # an outside reader
+    assert seen is not None
+    assert [prompt.value for prompt in seen.prompts] == ["a dog"]
+    assert seen.samplers[0].parameters["steps"] == "2"
+    with Image.open(tmp_path / "x-1.png") as opened:
+        assert "trainedAlgorithmicMedia" in opened.info["XML:com.adobe.xmp"]
+
+
+def test_exit_codes_are_distinct_and_documented() -> None:
+    found = [
+        kind
+        for kind in vars(errors).values()
+        if isinstance(kind, type) and issubclass(kind, errors.LowvramError)
+    ]
+    codes = [kind.exit_code for kind in found]
+    assert len(set(codes)) == len(codes) == 9
+    for kind in found:
+        assert f"{kind.__name__} " in (errors.__doc__ or "")
+
+
+def test_help_is_there() -> None:
+    """That it is quick is measured in benchmarks; that it imports no torch, in the import rules."""
+    command = [sys.executable, "-m", "lowvram", "--help"]
+    shown = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    for word in ("encode", "denoise", "decode", "run", "-m demo"):
+        assert word in shown

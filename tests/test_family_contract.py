@@ -1,0 +1,70 @@
+"""Every file in families/ fulfils the contract that families/family.py states."""
+
+import pytest
+import torch
+
+from lowvram.families import all_families
+from lowvram.families.family import Family
+from lowvram.weights.checkpoint import find_class
+
+FAMILIES = list(all_families().values())
+
+
+def build(family: Family, role: str) -> torch.nn.Module:
+    """The tiny network of that role, with random weights."""
+    model_class, config = find_class(family.component(role).class_name), family.tiny_configs[role]
+    torch.manual_seed(0)
+    if hasattr(model_class, "from_config"):
+        return model_class.from_config(dict(config)).eval()
+    return model_class(model_class.config_class(**config)).eval()
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_contract(family: Family) -> None:
+    roles = [component.role for component in family.components]
+    assert len(set(roles)) == len(roles)
+    assert set(family.tiny_configs) == set(family.published_configs)
+    assert family.default_model in family.models and family.base in family.models
+    for published in family.models.values():
+        assert published.base in ("", *family.models)
+    assert family.max_tokens > 1 and family.default_steps > 0 and family.default_guidance_scale > 0
+
+    networks = {role: build(family, role) for role in ("text_encoder", "transformer", "vae")}
+    for role, network in networks.items():
+        component = family.component(role)
+        assert hasattr(torch, component.dtype)
+        if component.blocks:  # the repeated blocks hold most of the weights
+            blocks = network.get_submodule(component.blocks)
+            assert len(list(blocks.children())) >= 2
+
+    with torch.inference_mode():
+        ids = torch.tensor([[5, 6, 7, 1]])
+        embeds = family.encode(networks["text_encoder"], ids, torch.ones_like(ids))
+        assert embeds.shape[:2] == ids.shape
+        text = {"prompt_embeds": embeds[0], "prompt_attention_mask": torch.ones(4)}
+        short = {name: tensor[:1] for name, tensor in text.items()}
+        configs = {role: family.tiny_configs[role] for role in ("transformer", "vae")}
+        asked, rendered = family.render_size(configs, None, True)
+        assert asked == rendered
+        shape = family.latent_shape(configs, rendered)
+        latents = torch.randn((2, *shape), generator=torch.Generator().manual_seed(0))
+        transformer, timestep = networks["transformer"], torch.tensor(500)
+
+        guided = family.conditions([text, text], [short, short])
+        assert all(tensor.shape[0] == 4 for tensor in guided.values())
+        with_text = family.conditions([text, text], [])
+        without = family.conditions([short, short], [])
+        towards = family.predict(transformer, latents, timestep, with_text, 1.0)
+        away = family.predict(transformer, latents, timestep, without, 1.0)
+        both = family.predict(transformer, latents, timestep, guided, 3.0)
+        assert both.shape == latents.shape
+        torch.testing.assert_close(both, away + 3 * (towards - away), rtol=1e-4, atol=1e-4)
+
+        pixels = networks["vae"].decode(family.unscale(latents, networks["vae"].config))
+        assert pixels.sample.shape == (2, 3, rendered.height, rendered.width)
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_text_is_cleaned_as_upstream_does(family: Family) -> None:
+    assert family.clean("  A Cat, <b>bold</b> https://a.com  ", True) == "a cat, bold"
+    assert family.clean("  A Cat  ", False) == "a cat"

@@ -1,0 +1,97 @@
+"""Stages in processes of their own: what they say, and what is said when they die."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+import lowvram
+from lowvram import errors
+from lowvram.processes import StageProcesses
+from lowvram.progress import Progress
+from lowvram.repository import resolve
+from lowvram.request import resolve_encode, to_json
+
+
+def children() -> list[psutil.Process]:
+    return psutil.Process().children(recursive=True)
+
+
+def test_one_worker_serves_all_stages_and_dies_when_told(tiny: Path, tmp_path: Path) -> None:
+    """Progress, errors and a killed stage, with one worker to save its imports."""
+    model = resolve(str(tiny))
+    seen: list[Progress] = []
+    task = to_json(resolve_encode("a cat", model, tmp_path / "x.embeds.safetensors"))
+    with StageProcesses() as processes:
+        done = processes.run("encode", task, seen.append)
+        assert done["paths"] == [str(tmp_path / "x.embeds.safetensors")]
+        assert done["report"]["stage"] == "encode"
+        assert [(p.doing, p.done, p.total) for p in seen][-1] == ("encoding", 2, 2)
+        worker = children()[0]
+
+        with pytest.raises(errors.ModelError, match="does not exist"):
+            broken = {**task["model"], "sources": {**task["model"]["sources"]}}
+            broken["sources"]["tokenizer"] = {"place": "none", "revision": "", "kind": "folder"}
+            processes.run("encode", {**task, "model": broken}, seen.append)
+        with pytest.raises(errors.StageDiedError, match="encode met a bug"):
+            processes.run("encode", {**task, "bogus": 1}, seen.append)
+
+        def kill(progress: Progress) -> None:
+            for child in worker.children() if worker.children() else [worker]:
+                child.send_signal(signal.SIGKILL)
+
+        with pytest.raises(errors.MemoryExhaustedError, match="was killed by the system"):
+            processes.run("encode", task, kill)
+        assert processes.run("encode", task, seen.append)["items"] == done["items"]
+    assert children() == []
+
+
+def test_a_failed_decode_costs_nothing_before_it(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lowvram.stages import decode as decode_stage
+
+    def full(*args: object) -> None:
+        raise torch_out_of_memory()
+
+    def torch_out_of_memory() -> Exception:
+        import torch
+
+        return torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(decode_stage.WholeDecode, "decode", full)
+    with pytest.raises(errors.MemoryExhaustedError) as caught:
+        lowvram.run("a cat", str(tiny), tmp_path / "x.png", steps=1, in_process=True)
+    kept = tmp_path / "x.latents.safetensors"
+    assert kept.exists()
+    assert f"go on with lowvram decode {kept}" in str(caught.value)
+    monkeypatch.undo()
+    assert lowvram.decode(kept, output=tmp_path / "x.png").paths == [tmp_path / "x.png"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+def test_interrupt_ends_everything(tiny: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "lowvram", "run", "a cat", "-m", str(tiny), "--steps", "1000"]
+    process = subprocess.Popen(
+        [*command, "-o", str(tmp_path / "x.png")],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("denoise on"):
+            break
+    family = [process.pid, *(p.pid for p in psutil.Process(process.pid).children(recursive=True))]
+    os.killpg(process.pid, signal.SIGINT)
+    rest = process.stderr.read()
+    process.stderr.close()
+    assert process.wait(60) == errors.INTERRUPTED_EXIT_CODE
+    assert rest.strip() == "lowvram: interrupted"
+    assert not any(psutil.pid_exists(pid) for pid in family)
+    assert (tmp_path / "x.embeds.safetensors").exists()
+    assert not (tmp_path / "x.latents.safetensors").exists()

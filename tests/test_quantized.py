@@ -1,0 +1,90 @@
+"""8-bit and 4-bit through real bitsandbytes, and the budgets of T5-XXL by a count."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file
+
+import lowvram
+from lowvram import errors
+from lowvram.families.pixart import FAMILY
+from lowvram.weights.checkpoint import counted_bytes
+from lowvram.weights.quantized import Quantized
+from lowvram.weights.whole import Whole
+
+CPU = torch.device("cpu")
+
+
+def skeleton(config: dict[str, object]) -> torch.nn.Module:
+    """A T5 encoder without storage."""
+    with torch.device("meta"):
+        return transformers.T5EncoderModel(transformers.T5Config(**config))
+
+
+@pytest.mark.parametrize(("bits", "budget"), [(8, 5.905e9), (4, 4.35e9)])
+def test_t5_xxl_keeps_its_budget(bits: int, budget: float) -> None:
+    model = skeleton(FAMILY.published_configs["text_encoder"])
+    assert sum(p.numel() for p in model.parameters()) == 4_762_310_656
+    found = Quantized(bits, torch.bfloat16).count_bytes(model)
+    assert 0.95 * budget < found <= budget
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_the_count_is_what_loading_takes(bits: int, tiny: Path) -> None:
+    strategy = Quantized(bits, torch.bfloat16)
+    model = strategy.load(transformers.T5EncoderModel, tiny / "text_encoder", CPU)
+    kind = {8: "Linear8bitLt", 4: "Linear4bit"}[bits]
+    quantised = [name for name, module in model.named_modules() if type(module).__name__ == kind]
+    layers = FAMILY.tiny_configs["text_encoder"]["num_layers"]
+    assert len(quantised) == 6 * layers  # q, k, v, o, wi_0 and wi_1; never wo
+    assert not any(name.endswith(".wo") for name in quantised)
+    assert model.encoder.block[0].layer[1].DenseReluDense.wo.weight.dtype == torch.bfloat16
+    counted = strategy.count_bytes(skeleton(FAMILY.tiny_configs["text_encoder"]))
+    assert counted == counted_bytes(model)
+
+
+def test_smaller_strategies_are_smaller_and_close(tiny: Path, tmp_path: Path) -> None:
+    sizes, embeds = [], []
+    for weights in ("whole", "8bit", "4bit"):
+        path = tmp_path / f"{weights}.embeds.safetensors"
+        result = lowvram.encode("a red circle", str(tiny), output=path, weights=weights)
+        assert (result.report.weights, result.report.dtype) == (weights, "bfloat16")
+        assert result.report.left_behind == []
+        sizes.append(result.report.weights_bytes)
+        embeds.append(load_file(path)["0.prompt_embeds"].float())
+    assert sizes[0] > sizes[1] > sizes[2]
+    for other, least in zip(embeds[1:], (0.99, 0.9), strict=True):
+        assert not torch.equal(other, embeds[0])
+        assert torch.cosine_similarity(other.flatten(), embeds[0].flatten(), dim=0) > least
+
+
+def test_quantised_folders_are_not_taken_for_something_else(tiny: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "8bit"
+    model = Quantized(8, torch.bfloat16).load(
+        transformers.T5EncoderModel, tiny / "text_encoder", CPU
+    )
+    model.save_pretrained(folder)
+    for strategy in (Quantized(4, torch.bfloat16), Whole(torch.bfloat16)):
+        with pytest.raises(errors.ModelError, match="is quantised already"):
+            strategy.load(transformers.T5EncoderModel, folder, CPU)
+    again = Quantized(8, torch.bfloat16).load(transformers.T5EncoderModel, folder, CPU)
+    assert counted_bytes(again) == counted_bytes(model)
+
+
+def test_missing_weights_are_an_error_and_not_random(tiny: Path, tmp_path: Path) -> None:
+    import shutil
+
+    from safetensors.torch import save_file
+
+    folder = tmp_path / "vae"
+    shutil.copytree(tiny / "vae", folder)
+    path = next(folder.glob("*.safetensors"))
+    tensors = load_file(path)
+    del tensors["decoder.conv_in.weight"]
+    save_file(tensors, path)
+    from diffusers import AutoencoderKL
+
+    with pytest.raises(errors.ModelError, match=r"lacks 1 weights.*decoder.conv_in.weight"):
+        Whole(torch.float32).load(AutoencoderKL, folder, CPU)
