@@ -6,7 +6,8 @@ T5-XXL encodes a prompt (whole in bfloat16, then in 4 bits), PixArt XL/2 takes t
 the SDXL-sized VAE decodes at 512 px. Each row is the product's own command line in a process of its
 own; one that fails or runs out of memory is a row too. The checkpoint (11 GB in bfloat16) is made
 under `--folder` first and read cold from the disk. Results go to `benchmarks/results/full_size.*`;
-the last line on stdout is one compact JSON. `--size tiny` tries the benchmark itself.
+the last line on stdout is one compact JSON. `--rows decode` measures one row again and keeps the
+others, `--rows 8bit` adds T5-XXL in 8 bits, `--size tiny` tries the benchmark itself.
 """
 
 import argparse
@@ -21,6 +22,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -51,17 +53,17 @@ class Row:
     arguments: tuple[str, ...]
 
 
-def rows(with_8bit: bool) -> list[Row]:
-    """What is measured, in order; denoise takes the first embeddings that there are."""
-    encode = ("encode", PROMPT, "-m", "{model}", "-o", "{out}", "--weights")
-    denoise = ("denoise", "{embeds}", "--steps", "2", "-o", "{out}")
-    return [
-        Row("T5-XXL encode, whole", "text_encoder", (*encode, "whole")),
-        Row("T5-XXL encode, 4 bits", "text_encoder", (*encode, "4bit")),
-        *([Row("T5-XXL encode, 8 bits", "text_encoder", (*encode, "8bit"))] if with_8bit else []),
-        Row("PixArt XL/2, 2 steps, 512 px", "transformer", denoise),
-        Row("VAE decode, 512 px", "vae", ("decode", "{latents}", "-o", "{out}")),
-    ]
+_ENCODE = ("encode", PROMPT, "-m", "{model}", "-o", "{out}", "--weights")
+_DENOISE = ("denoise", "{embeds}", "--steps", "2", "-o", "{out}")
+ROWS = {  # in the order in which they run: each needs files of those before
+    "whole": Row("T5-XXL encode, whole", "text_encoder", (*_ENCODE, "whole")),
+    "4bit": Row("T5-XXL encode, 4 bits", "text_encoder", (*_ENCODE, "4bit")),
+    "8bit": Row("T5-XXL encode, 8 bits", "text_encoder", (*_ENCODE, "8bit")),
+    "denoise": Row("PixArt XL/2, 2 steps, 512 px", "transformer", _DENOISE),
+    "decode": Row("VAE decode, 512 px", "vae", ("decode", "{latents}", "-o", "{out}")),
+}
+DEFAULT_ROWS = ("whole", "4bit", "denoise", "decode")
+WRITES = {"encode": "x.embeds.safetensors", "denoise": "x.latents.safetensors", "decode": "x.png"}
 
 
 def main() -> int:
@@ -70,7 +72,7 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, default=ROOT / ".checkpoints", help="%(default)s")
     parser.add_argument("--size", choices=("published", "tiny"), default="published")
     parser.add_argument("--dtype", default="bfloat16", help="of the files (default: %(default)s)")
-    parser.add_argument("--with-8bit", action="store_true", help="also T5-XXL in 8 bits")
+    parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=DEFAULT_ROWS)
     parser.add_argument("--timeout", type=float, default=3600, help="seconds a row may take")
     parser.add_argument("--results", type=Path, help="folder (default: benchmarks/results)")
     options = parser.parse_args()
@@ -82,57 +84,67 @@ def main() -> int:
     made += ["--size", options.size, "--dtype", options.dtype]
     if subprocess.run(made, cwd=ROOT).returncode:
         return 1
-    with tempfile.TemporaryDirectory(dir=options.folder) as work:
-        files = {"model": model}
-        measured = [
-            measure(row, files, Path(work), options.timeout) for row in rows(options.with_8bit)
-        ]
-    document = {"benchmark": "full_size", "size": options.size, "files_dtype": options.dtype}
-    document |= {"prompt": PROMPT, "machine": machine(), "rows": measured}
-    results.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(document, indent=2) + "\n"
-    (results / "full_size.json").write_text(text, encoding="utf-8")
-    (results / "full_size.md").write_text(markdown(document), encoding="utf-8")
+    document: dict[str, Any] = {"benchmark": "full_size", "size": options.size}
+    document |= {"files_dtype": options.dtype, "prompt": PROMPT, "machine": machine()}
+    measured = earlier(results / "full_size.json", document)
+    for key in (key for key in ROWS if key in options.rows):
+        measured[key] = measure(ROWS[key], model, options.timeout)
+        document["rows"] = {key: measured[key] for key in ROWS if key in measured}
+        results.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(document, indent=2) + "\n"
+        (results / "full_size.json").write_text(text, encoding="utf-8")
+        (results / "full_size.md").write_text(markdown(document), encoding="utf-8")
     print(markdown(document))
     short = ("name", "ok", "seconds", "weights_bytes", "peak_rss_bytes")
-    brief = [{name: row[name] for name in short} for row in measured]
+    brief = [{name: row[name] for name in short} for row in document["rows"].values()]
     print(json.dumps({"benchmark": "full_size", "rows": brief}, separators=(",", ":")))
-    return int(not all(row["ok"] for row in measured))
+    return int(not all(row["ok"] for row in document["rows"].values()))
 
 
-def measure(row: Row, files: dict[str, Path], work: Path, timeout: float) -> dict[str, Any]:
-    """Run a row and say how it went; what it wrote joins `files` for the rows after it."""
-    kind = {"encode": "embeds", "denoise": "latents", "decode": "png"}[row.arguments[0]]
-    out = work / f"{row.component}{len(list(work.iterdir()))}{artifacts.SUFFIXES.get(kind, '.png')}"
-    component = files["model"] / row.component
+def earlier(path: Path, document: dict[str, Any]) -> dict[str, Any]:
+    """The rows of an earlier run of the same benchmark on the same machine and libraries."""
+    if not path.is_file():
+        return {}
+    before: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    same = all(before.get(name) == value for name, value in document.items())
+    return dict(before["rows"]) if same else {}
+
+
+def measure(row: Row, model: Path, timeout: float) -> dict[str, Any]:
+    """Run a row and say how it went."""
+    work = model.with_name(model.name + "-files")
+    work.mkdir(exist_ok=True)
+    stage = row.arguments[0]
+    out = work / WRITES[stage]
     result: dict[str, Any] = {"name": row.name, "ok": False, "error": None}
     result["command"] = f"lowvram {shlex.join(row.arguments)}".replace("'{", "{").replace("}'", "}")
-    result |= {"checkpoint_bytes": evict(component), "load_average": os.getloadavg()[0]}
+    result |= {"measured": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"}
+    result |= {
+        "checkpoint_bytes": evict(model / row.component),
+        "load_average": psutil.getloadavg()[0],
+    }
     result |= dict.fromkeys(("seconds", "weights_bytes", "peak_rss_bytes"))
-    places = {name: str(path) for name, path in files.items()} | {"out": str(out)}
-    try:
-        arguments = [argument.format_map(places) for argument in row.arguments]
-    except KeyError as missing:
-        return result | {"error": f"no {missing.args[0]}: an earlier row failed"}
+    places = {"model": model, "out": out}
+    places |= {"embeds": work / WRITES["encode"], "latents": work / WRITES["denoise"]}
     say(f"{row.name} …")
+    arguments = [argument.format_map(places) for argument in row.arguments]
     run = run_once([sys.executable, "-m", "lowvram", *arguments, "--json"], timeout)
-    result |= {name: run[name] for name in ("wall_seconds", "peaks_seen")}
+    result |= {name: run[name] for name in ("wall_seconds", "cpu_seconds", "peaks_seen")}
     try:
         result |= json.loads(run["output"])["stages"][0]
     except (ValueError, LookupError):
         run["error"] = run["error"] or "no report on stdout"
-    if run["error"] or not out.is_file():
-        result["error"] = str(run["error"]).replace(str(files["model"].parent), "FOLDER")
+    if run["error"]:
+        result["error"] = run["error"].replace(str(model.parent), "FOLDER").replace(str(ROOT), ".")
     else:
-        result |= {"ok": True} | tokens(out, kind)
-        files.setdefault(kind, out)
+        result |= {"ok": True} | (tokens(out) if stage == "encode" else {})
     say(f"{row.name}: {result['error'] or 'ok'}, {run['wall_seconds']:.0f} s")
     return result
 
 
 def run_once(command: Sequence[str], timeout: float) -> dict[str, Any]:
     """Output, error (None if none), seconds and the peaks seen from outside of one process."""
-    started = time.monotonic()
+    started, cpu_before = time.monotonic(), cpu_of_children()
     with tempfile.TemporaryFile("w+", encoding="utf-8") as errors:
         process = subprocess.Popen(
             command, cwd=ROOT, stdout=subprocess.PIPE, stderr=errors, encoding="utf-8"
@@ -153,8 +165,15 @@ def run_once(command: Sequence[str], timeout: float) -> dict[str, Any]:
         # Linux kills a process that exhausts the memory with signal 9 and says nothing.
         how = f"exit code {process.returncode}" + " (out of memory?)" * (process.returncode == -9)
         error = f"{how}: {lines[-1] if lines else 'no message'}"
-    seconds = time.monotonic() - started
-    return {"output": output, "error": error, "wall_seconds": seconds, "peaks_seen": peaks or None}
+    seconds, cpu_seconds = time.monotonic() - started, cpu_of_children() - cpu_before
+    result = {"output": output, "error": error, "peaks_seen": peaks or None}
+    return result | {"wall_seconds": seconds, "cpu_seconds": cpu_seconds}
+
+
+def cpu_of_children() -> float:
+    """Seconds on the CPU of all processes that were started here and have ended."""
+    times = psutil.Process().cpu_times()
+    return float(times.children_user + times.children_system)
 
 
 def watch(pid: int, peaks: dict[str, int]) -> None:
@@ -198,11 +217,9 @@ def evict(folder: Path) -> int:
     return total
 
 
-def tokens(path: Path, kind: str) -> dict[str, int]:
+def tokens(path: Path) -> dict[str, int]:
     """Tokens of the prompt and the negative prompt, as the embeddings' header has them."""
-    if kind != "embeds":
-        return {}
-    item = artifacts.read_header(path, kind).items[0]
+    item = artifacts.read_header(path, "embeds").items[0]
     return {name: item[name] for name in ("tokens", "negative_tokens")}
 
 
@@ -238,19 +255,21 @@ def markdown(document: dict[str, Any]) -> str:
         "",
         f"{facts['cpu']}, {facts['cores']} cores, {facts['memory_bytes'] / 1e9:.0f} GB memory; "
         f"{libraries}. Files in {document['files_dtype']}, read cold from the disk. Sizes are "
-        "decimal; “anonymous” is the resident peak without the pages of mapped files.",
+        "decimal; “anonymous” is the resident peak without the pages of mapped files. CPU seconds "
+        "are of the whole process, with imports.",
         "",
-        "| stage | computes in | tokens | files | weights | load | compute | peak resident "
-        "| anonymous | load average |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| stage | computes in | tokens | files | weights | load | compute | CPU "
+        "| peak resident | anonymous | load average |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for row in document["rows"]:
+    for row in document["rows"].values():
         if not row["ok"]:
-            lines.append(f"| {row['name']} | failed: {row['error']} |" + " |" * 8)
+            lines.append(f"| {row['name']} | failed: {row['error']} |" + " |" * 9)
             continue
         counted = "+".join(str(row[n]) for n in ("tokens", "negative_tokens") if n in row)
         sizes = [gigabytes(row["checkpoint_bytes"]), gigabytes(row["weights_bytes"])]
-        seconds = [f"{row[name]:.1f} s" for name in ("load_seconds", "compute_seconds")]
+        timed = ("load_seconds", "compute_seconds", "cpu_seconds")
+        seconds = [f"{row[name]:.1f} s" for name in timed]
         seen = (row["peaks_seen"] or {}).get("anonymous")
         cells = [row["name"], row["dtype"], counted or "–", *sizes, *seconds]
         cells += [gigabytes(row["peak_rss_bytes"]), gigabytes(seen), f"{row['load_average']:.1f}"]

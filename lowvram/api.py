@@ -10,7 +10,7 @@ from pathlib import Path
 from lowvram import artifacts
 from lowvram.families.family import Size
 from lowvram.progress import OnProgress, ignore
-from lowvram.repository import resolve
+from lowvram.repository import DEFAULT_MODEL, resolve
 from lowvram.request import model_of, resolve_decode, resolve_denoise, resolve_encode
 from lowvram.stages import decode as decode_stage
 from lowvram.stages import denoise as denoise_stage
@@ -21,7 +21,7 @@ from lowvram.stages.result import StageResult
 
 def encode(
     prompts: str | Sequence[str],
-    model: str = "pixart-sigma-1024",
+    model: str = DEFAULT_MODEL,
     *,
     output: str | Path,
     negative_prompt: str | Sequence[str] = "",
@@ -60,7 +60,7 @@ def denoise(
     output: str | Path,
     model: str | None = None,
     seed: int | Sequence[int] = 0,
-    images_per_prompt: int = 1,
+    images_per_prompt: int | None = None,
     steps: int | None = None,
     timesteps: Sequence[int] | None = None,
     sigmas: Sequence[float] | None = None,

@@ -6,6 +6,7 @@ artifact's key: same key, same bytes. Headers are read and files verified withou
 docs/files.md describes the format.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -176,6 +177,10 @@ def write_bytes(path: Path, data: bytes) -> None:
             Path(temporary).unlink(missing_ok=True)
 
 
+class _NewerFormatError(Exception):
+    """Written by a later version of this package."""
+
+
 def _parse(path: Path, kind: str | None) -> tuple[Header, dict[str, tuple[int, int]], int]:
     """Header, byte range of each tensor, and where the tensors' bytes start."""
     try:
@@ -191,6 +196,10 @@ def _parse(path: Path, kind: str | None) -> tuple[Header, dict[str, tuple[int, i
             raise ValueError("a safetensors file that lowvram did not write")
         header = _checked(json.loads(metadata))
         offsets = {name: tuple(entry["data_offsets"]) for name, entry in listing.items()}
+    except _NewerFormatError as error:
+        raise ArtifactError(
+            f"{path} has format {error}, newer than {FORMAT_VERSION}: update lowvram"
+        ) from None
     except FileNotFoundError:
         raise ArtifactError(f"{path} does not exist: check the path") from None
     except OSError as error:
@@ -199,10 +208,6 @@ def _parse(path: Path, kind: str | None) -> tuple[Header, dict[str, tuple[int, i
         wanted = f"{_MADE_BY[kind]} writes the file that is needed here" if kind else "encode again"
         reason = str(error) if type(error) is ValueError else "its header makes no sense"
         raise ArtifactError(f"{path} is not an artifact ({reason}): lowvram {wanted}") from None
-    if header.version > FORMAT_VERSION:
-        raise ArtifactError(
-            f"{path} has format {header.version}, newer than {FORMAT_VERSION}: update lowvram"
-        )
     if kind is not None and header.kind != kind:
         raise ArtifactError(
             f"{path} holds {header.kind}, but {kind} are needed: "
@@ -216,6 +221,8 @@ def _parse(path: Path, kind: str | None) -> tuple[Header, dict[str, tuple[int, i
 
 def _checked(value: Any) -> Header:
     """A `Header` from parsed JSON; ValueError and its kin when a field is missing or odd."""
+    if type(value["version"]) is int and value["version"] > FORMAT_VERSION:
+        raise _NewerFormatError(value["version"])
     key = value.pop("key")
     header = Header(**value)
     if header.key != key:
@@ -223,7 +230,7 @@ def _checked(value: Any) -> Header:
     types = {"kind": str, "model": dict, "settings": dict, "items": list, "made_from": str}
     if any(not isinstance(getattr(header, name), kind) for name, kind in types.items()):
         raise ValueError("its header has fields of the wrong type")
-    if header.kind not in _MADE_BY or type(header.version) is not int:
+    if header.kind not in _MADE_BY or header.version != FORMAT_VERSION:
         raise ValueError("its kind or version is unknown")
     if not all(isinstance(entry["sha256"], str) for entry in header.tensors.values()):
         raise ValueError("its header names tensors without a checksum")
@@ -261,5 +268,8 @@ def _fsync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems cannot
+            raise
     finally:
         os.close(descriptor)

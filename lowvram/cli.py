@@ -8,13 +8,44 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from lowvram import errors
-from lowvram.request import DTYPES, PADDINGS, WEIGHTS, parse_numbers, parse_seeds, parse_size
+from lowvram.artifacts import SUFFIXES
+from lowvram.options import (
+    AsJson,
+    BatchSize,
+    Binning,
+    CleanCaption,
+    Device,
+    Dtype,
+    Eta,
+    FileModel,
+    Guidance,
+    Images,
+    Latents,
+    MaxTokens,
+    ModelName,
+    Negative,
+    Padding,
+    PictureSize,
+    Prompts,
+    Revision,
+    Seed,
+    Sigmas,
+    Steps,
+    Timesteps,
+    Weights,
+    parse_numbers,
+    parse_seeds,
+    parse_size,
+)
+from lowvram.repository import DEFAULT_MODEL
+from lowvram.request import WEIGHTS
 
 if TYPE_CHECKING:
     from lowvram.progress import OnProgress
@@ -31,80 +62,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-DEFAULT_MODEL = "pixart-sigma-1024"
-
-Prompts = Annotated[
-    list[str], typer.Argument(metavar="PROMPT…", help="What the pictures shall show.")
-]
-ModelName = Annotated[
-    str,
-    typer.Option(
-        "--model", "-m", help="Short name (pixart-sigma-1024, demo, …), repository or folder."
-    ),
-]
-FileModel = Annotated[
-    str | None,
-    typer.Option("--model", "-m", help="Checked against the model that the file was made for."),
-]
-Revision = Annotated[
-    str | None, typer.Option("--revision", help="Commit, branch or tag of a repository.")
-]
-Negative = Annotated[
-    str, typer.Option("--negative", "-n", help="What the pictures shall not show.")
-]
-Weights = Annotated[
-    str,
-    typer.Option("--weights", help=f"How the text encoder's weights sit: {', '.join(WEIGHTS)}."),
-]
-CleanCaption = Annotated[
-    bool,
-    typer.Option("--clean/--no-clean", help="Clean the prompt as the training captions were."),
-]
-Padding = Annotated[
-    str,
-    typer.Option(
-        "--padding",
-        help=f"Encode real tokens only, or pad as diffusers does: {', '.join(PADDINGS)}.",
-    ),
-]
-MaxTokens = Annotated[
-    int | None, typer.Option("--max-tokens", help="Where prompts are cut; default: the model's.")
-]
-Seed = Annotated[
-    str,
-    typer.Option("--seed", "-s", help="Of the first picture; or a list or range: 7, 1,2,5, 3-6."),
-]
-Images = Annotated[int, typer.Option("--images", help="Pictures for each prompt.")]
-Steps = Annotated[int | None, typer.Option("--steps", help="Default: the model's.")]
-Timesteps = Annotated[
-    str | None, typer.Option("--timesteps", help="Instead of --steps: 999,750,500,250.")
-]
-Sigmas = Annotated[
-    str | None, typer.Option("--sigmas", help="Instead of --steps, for schedulers that take them.")
-]
-Guidance = Annotated[
-    float | None, typer.Option("--guidance", "-g", help="Guidance scale; 1 turns it off.")
-]
-PictureSize = Annotated[
-    str | None, typer.Option("--size", help="WIDTHxHEIGHT in px; default: the model's.")
-]
-Binning = Annotated[
-    bool,
-    typer.Option(
-        "--binning/--no-binning",
-        help="Compute at the nearest size the model knows, then resize and crop.",
-    ),
-]
-Eta = Annotated[float, typer.Option("--eta", help="Noise added in each step (DDIM).")]
-Latents = Annotated[
-    Path | None,
-    typer.Option("--latents", help="Safetensors file with `latents` to start from."),
-]
-Dtype = Annotated[str, typer.Option("--dtype", help=f"To compute in: {', '.join(DTYPES)}.")]
-Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, xpu, mps.")]
-BatchSize = Annotated[int, typer.Option("--batch-size", help="Pictures per call of the model.")]
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, nothing else.")]
 
 
 @app.command()
@@ -158,7 +115,7 @@ def denoise(
     ] = None,
     model: FileModel = None,
     seed: Seed = "0",
-    images: Images = 1,
+    images: Images = None,
     steps: Steps = None,
     timesteps: Timesteps = None,
     sigmas: Sigmas = None,
@@ -188,10 +145,10 @@ def denoise(
             seed=parse_seeds(seed),
             images_per_prompt=images,
             steps=steps,
-            timesteps=_timesteps(timesteps),
-            sigmas=parse_numbers("--sigmas", sigmas) if sigmas else None,
+            timesteps=None if timesteps is None else parse_numbers("--timesteps", timesteps, int),
+            sigmas=None if sigmas is None else parse_numbers("--sigmas", sigmas, float),
             guidance_scale=guidance,
-            size=parse_size(size) if size else None,
+            size=None if size is None else parse_size(size),
             binning=binning,
             eta=eta,
             latents=latents,
@@ -251,7 +208,7 @@ def run(
         ),
     ] = "auto",
     seed: Seed = "0",
-    images: Images = 1,
+    images: Images = None,
     steps: Steps = None,
     timesteps: Timesteps = None,
     sigmas: Sigmas = None,
@@ -292,10 +249,10 @@ def run(
             seed=parse_seeds(seed),
             images_per_prompt=images,
             steps=steps,
-            timesteps=_timesteps(timesteps),
-            sigmas=parse_numbers("--sigmas", sigmas) if sigmas else None,
+            timesteps=None if timesteps is None else parse_numbers("--timesteps", timesteps, int),
+            sigmas=None if sigmas is None else parse_numbers("--sigmas", sigmas, float),
             guidance_scale=guidance,
-            size=parse_size(size) if size else None,
+            size=None if size is None else parse_size(size),
             binning=binning,
             eta=eta,
             latents=latents,
@@ -335,6 +292,9 @@ def report(
 
 def main() -> None:
     """Entry point: errors become one line on stderr and an exit code."""
+    for stream in (sys.stdout, sys.stderr):  # a path or prompt that this encoding lacks
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     sys.exit(exit_code(sys.argv[1:]))
 
 
@@ -352,6 +312,9 @@ def exit_code(arguments: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            print(error.format_message())  # type: ignore[attr-defined]
+            return 0
         if hasattr(error, "format_message"):  # click's: an unknown option, a missing argument
             print(f"lowvram: {error.format_message()} (see lowvram --help)", file=sys.stderr)
             return errors.RequestError.exit_code
@@ -367,8 +330,9 @@ def _interrupted() -> int:
 
 def _terminal(loads_here: bool = True) -> "AbstractContextManager[OnProgress]":
     """Show progress; and where models are loaded in this process, keep the libraries quiet."""
-    from lowvram.terminal import quiet_libraries, terminal
+    from lowvram.terminal import quiet_environment, quiet_libraries, terminal
 
+    quiet_environment()
     if loads_here:
         quiet_libraries()
     return terminal()
@@ -376,11 +340,8 @@ def _terminal(loads_here: bool = True) -> "AbstractContextManager[OnProgress]":
 
 def _beside(path: Path, suffix: str) -> Path:
     """x.embeds.safetensors to x.latents.safetensors or x.png."""
-    return path.with_name(path.name.split(".")[0] + suffix)
-
-
-def _timesteps(text: str | None) -> list[int] | None:
-    return [int(each) for each in parse_numbers("--timesteps", text)] if text else None
+    known = next((each for each in SUFFIXES.values() if path.name.endswith(each)), path.suffix)
+    return path.with_name(path.name.removesuffix(known) + suffix)
 
 
 def _print_stage(result: "StageResult", as_json: bool, files: list[dict[str, Any]]) -> None:
@@ -402,4 +363,4 @@ def _print_stage(result: "StageResult", as_json: bool, files: list[dict[str, Any
 
 
 def _print_json(document: dict[str, Any]) -> None:
-    print(json.dumps(document, indent=2, ensure_ascii=False))
+    print(json.dumps(document, indent=2))

@@ -6,6 +6,7 @@ after the release is named.
 """
 
 import gc
+import traceback
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -69,7 +70,10 @@ def use(
         with meter.phase("release"):
             del model
             flush(device)
-    except BaseException:
+    except BaseException as error:
+        # Whoever keeps the error (a notebook does) must not keep the weights through its frames.
+        traceback.clear_frames(error.__traceback__)
+        model = None  # noqa: F841 - drops the last reference
         flush(device)
         raise
     left = [name for name, tensor in watched.items() if tensor() is not None]

@@ -23,8 +23,9 @@ def choose_device(name: str) -> "torch.device":
         return found or torch.device("cpu")
     try:
         device = torch.device(name)
-        if device.type != "cpu":
-            torch.empty(1, device=device)
+        if device.type not in ("cpu", found and found.type):
+            raise ValueError("not an accelerator that torch finds")
+        torch.empty(1, device=device)
     except Exception as error:
         there = ["cpu"] if found is None else ["cpu", found.type]
         raise DeviceError(

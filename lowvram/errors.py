@@ -75,8 +75,14 @@ class StageDiedError(LowvramError):
 
 INTERRUPTED_EXIT_CODE = 130
 
-_NO_SPACE = {errno.ENOSPC, errno.EDQUOT} if hasattr(errno, "EDQUOT") else {errno.ENOSPC}
-_NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR, errno.EIO}
+# The way out of an out-of-memory, by stage.
+LESS_MEMORY = {
+    "encode": "use --weights 4bit (run: --encoder-weights 4bit) or --device cpu",
+    "denoise": "use a smaller --size, --batch-size 1 or --device cpu",
+    "decode": "use --batch-size 1, a smaller size or --device cpu",
+}
+
+NO_SPACE = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 # The ways in which torch and the CUDA libraries say "out of memory". Class names are matched too,
 # so that this file needs no torch.
@@ -97,11 +103,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 @contextmanager
-def translated(doing: str) -> Iterator[None]:
-    """Turn out-of-memory and file errors met while `doing` something into errors of this package.
-
-    Args:
-        doing: what was under way, for the message, e.g. "decode".
+def translated(stage: str) -> Iterator[None]:
+    """Turn out-of-memory and "no space" met in a stage into errors of this package.
 
     Raises:
         MemoryExhaustedError, StorageError: for what they name; any other error passes through.
@@ -113,18 +116,17 @@ def translated(doing: str) -> Iterator[None]:
     except Exception as error:
         if is_out_of_memory(error):
             raise MemoryExhaustedError(
-                f"{doing} ran out of memory ({first_line(error)}): "
-                "use smaller weights (--weights 4bit), a smaller --size or --device cpu"
+                f"{stage} ran out of memory ({first_line(error)[:200]}): {LESS_MEMORY[stage]}"
             ) from None
-        if isinstance(error, OSError) and error.errno in _NO_SPACE | _NOT_WRITABLE:
-            raise storage_error(error, doing) from None
+        if isinstance(error, OSError) and error.errno in NO_SPACE:
+            raise storage_error(error, stage) from None
         raise
 
 
 def storage_error(error: OSError, doing: str) -> StorageError:
     """The `StorageError` that says what `error` means for the user."""
     path = error.filename or "the output"
-    way_out = "free some space" if error.errno in _NO_SPACE else "choose another place with -o"
+    way_out = "free some space" if error.errno in NO_SPACE else "choose another place with -o"
     return StorageError(f"{doing} could not write {path} ({error.strerror}): {way_out}")
 
 

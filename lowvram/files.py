@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from lowvram.errors import ModelError, first_line
+from lowvram.errors import NO_SPACE, LowvramError, ModelError, first_line, storage_error
 
 PACKAGE = Path(__file__).parent
 
@@ -59,14 +59,17 @@ def find(source: Source, name: str) -> Path | None:
     if source.kind != "hub":
         path = source.folder / name
         return path if path.is_file() else None
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     try:
+        cached = try_to_load_from_cache(source.place, name, revision=source.revision)
+        if cached is not None:  # its path, or a marker that the repository has no such file
+            return Path(cached) if isinstance(cached, str) else None
         return Path(hf_hub_download(source.place, name, revision=source.revision))
     except LocalEntryNotFoundError as error:
         if _cached_snapshot(source) is not None:
-            return None  # the repository is in the cache, this file is not
+            return None  # other files of this commit are in the cache, this one is not
         raise _unavailable(source, error) from None
     except EntryNotFoundError:
         return None
@@ -75,14 +78,17 @@ def find(source: Source, name: str) -> Path | None:
 
 
 def _cached_snapshot(source: Source) -> Path | None:
-    """The folder of a repository's cached snapshot; None where nothing is cached."""
+    """The folder of a commit's cached files, perhaps not all of them; None where there are none."""
     from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import IncompleteSnapshotError
 
     try:
         return Path(
             snapshot_download(source.place, revision=source.revision, local_files_only=True)
         )
-    except Exception:  # whatever the cache answers, it has no such snapshot
+    except IncompleteSnapshotError as error:
+        return Path(error.snapshot_path)
+    except Exception:  # whatever else the cache answers, it has no such snapshot
         return None
 
 
@@ -117,14 +123,19 @@ def missing_weights(folder: Path) -> str:
     return "" if any(folder.glob("*.safetensors")) else ".safetensors file"
 
 
-def _unavailable(source: Source, error: Exception) -> ModelError:
+def _unavailable(source: Source, error: Exception) -> LowvramError:
     from huggingface_hub import constants
     from huggingface_hub.errors import (
         GatedRepoError,
+        HFValidationError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
 
+    if isinstance(error, OSError) and error.errno in NO_SPACE:
+        return storage_error(error, "the download")
+    if isinstance(error, HFValidationError):
+        return ModelError(f"{source.place!r} is no repository's name: it has the form owner/name")
     if isinstance(error, GatedRepoError):
         return ModelError(
             f"{source.place} is gated: accept its terms on the Hub, then hf auth login"
@@ -135,7 +146,7 @@ def _unavailable(source: Source, error: Exception) -> ModelError:
         )
     if isinstance(error, RevisionNotFoundError):
         return ModelError(f"{source.place} has no revision {source.revision}: check --revision")
-    why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else first_line(error)[:120]
+    why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else type(error).__name__
     return ModelError(
         f"{source.place} is not in the cache and the Hub cannot be reached ({why}): "
         f"run hf download {source.place} where there is a network, or use -m demo"
@@ -148,16 +159,24 @@ def fingerprint(folder: Path) -> str:
     """
     digest = hashlib.sha256()
     for path in sorted(p for pattern in _WANTED for p in folder.glob(pattern)):
-        size = path.stat().st_size
-        digest.update(f"{path.name}\0{size}\0".encode())
-        with open(path, "rb") as file:
-            digest.update(file.read(_SAMPLED_BYTES))
-            file.seek(max(0, size - _SAMPLED_BYTES))
-            digest.update(file.read())
+        try:
+            size = path.stat().st_size
+            digest.update(f"{path.name}\0{size}\0".encode())
+            with open(path, "rb") as file:
+                digest.update(file.read(_SAMPLED_BYTES))
+                file.seek(max(0, size - _SAMPLED_BYTES))
+                digest.update(file.read())
+        except OSError as error:
+            raise ModelError(f"{path} cannot be read ({error.strerror}): check the file") from None
     return digest.hexdigest()[:40]
 
 
 def read_json(path: Path) -> dict[str, Any]:
+    """A configuration.
+
+    Raises:
+        ModelError: not readable, or not a JSON object.
+    """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

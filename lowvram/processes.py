@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -14,11 +15,15 @@ from lowvram.progress import OnProgress, Progress
 
 log = logging.getLogger(__name__)
 
+_START = "import sys; sys.path.append(sys.argv[1]); from lowvram.worker import main; main()"
+
 
 class StageProcesses:
     """Runs stages in processes that end with them. A context manager; leaving it ends them all."""
 
-    def __init__(self) -> None:
+    def __init__(self, fork: bool = True) -> None:
+        """`fork=False` gives each stage a worker of its own also where one could serve all."""
+        self._fork = fork
         self._worker: subprocess.Popen[str] | None = None
 
     def __enter__(self) -> Self:
@@ -31,22 +36,15 @@ class StageProcesses:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        worker, self._worker = self._worker, None
-        if worker is None:
-            return
-        assert worker.stdin is not None and worker.stdout is not None
-        if error is not None:
-            _terminate(worker)
-        with suppress(BrokenPipeError):
-            worker.stdin.close()
-        worker.stdout.close()
-        worker.wait()
+        if error is not None and self._worker is not None:
+            _terminate(self._worker)
+        self._leave()
 
     def run(self, stage: str, task: Mapping[str, Any], on_progress: OnProgress) -> dict[str, Any]:
         """Carry out one stage and wait for it.
 
         Returns:
-            as `worker.carry_out`.
+            as `stages.dispatch.carry_out`.
 
         Raises:
             LowvramError: what the stage raised.
@@ -54,12 +52,14 @@ class StageProcesses:
         """
         worker = self._start()
         assert worker.stdin is not None and worker.stdout is not None
-        with suppress(BrokenPipeError):  # it has died: reading below says so
+        with suppress(OSError):  # it has died: reading below says so
             worker.stdin.write(json.dumps({"stage": stage, "task": task}) + "\n")
             worker.stdin.flush()
         for line in worker.stdout:
             event = json.loads(line)
             kind = event.pop("event")
+            if event.pop("last", False):
+                self._leave()
             if kind == "progress":
                 on_progress(Progress(**event))
             elif kind == "log":
@@ -70,19 +70,35 @@ class StageProcesses:
                 raise _error(stage, event)
             elif kind == "died":
                 raise _died(stage, event["status"])
-        raise _died(stage, worker.wait())
+        status = worker.wait()
+        self._leave()
+        raise _died(stage, status)
 
     def _start(self) -> "subprocess.Popen[str]":
         """The worker; a new one where the last has ended with its task."""
         if self._worker is not None and self._worker.poll() is None:
             return self._worker
+        # -P, because with -m the current folder comes first, and a torch.py there would be run;
+        # this package may itself be run from a folder, so that one is added at the end.
+        command = [sys.executable, "-P", "-c", _START, str(Path(__file__).parents[1])]
         self._worker = subprocess.Popen(
-            [sys.executable, "-m", "lowvram.worker"],
+            command if self._fork else [*command, "--no-fork"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             encoding="utf-8",
         )
         return self._worker
+
+    def _leave(self) -> None:
+        """Wait for the worker's end."""
+        worker, self._worker = self._worker, None
+        if worker is None:
+            return
+        assert worker.stdin is not None and worker.stdout is not None
+        with suppress(OSError):
+            worker.stdin.close()
+        worker.stdout.close()
+        worker.wait()
 
 
 def _terminate(worker: "subprocess.Popen[str]") -> None:
@@ -111,7 +127,7 @@ def _died(stage: str, status: int) -> errors.LowvramError:
     if status == -9:
         return errors.MemoryExhaustedError(
             f"{stage} was killed by the system, which was most likely out of memory: "
-            "close other programs, or use smaller weights (--weights 4bit) or a smaller --size"
+            f"close other programs, or {errors.LESS_MEMORY[stage]}"
         )
     return errors.StageDiedError(
         f"{stage} ended without an answer (status {status}): run the stage alone to see more"

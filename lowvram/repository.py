@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lowvram.errors import ModelError
+from lowvram.errors import ModelError, RequestError
 from lowvram.families import all_families
 from lowvram.families.family import Config, Family, Published
 from lowvram.files import (
@@ -21,6 +21,8 @@ from lowvram.files import (
     missing_weights,
     read_json,
 )
+
+DEFAULT_MODEL = "pixart-sigma-1024"
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,8 @@ class Model:
         name = f"{self._subfolder(role)}/{name}".removeprefix("/")
         path = find(self.sources[role], name)
         if path is None:
-            raise ModelError(f"{self.name} has no {name}: {_check(self)}")
+            place = self.sources[role].place
+            raise ModelError(f"{place} has no {name}, or not in the cache: {_check(self)}")
         return read_json(path)
 
     def fetch(self, role: str) -> Path:
@@ -99,8 +102,10 @@ class Model:
                     f"{folder} has changed since this file was made from it: "
                     "encode again, or name the model with -m to use it as it is now"
                 )
-        weighted = self.get_family().component(role).dtype != ""
-        missing = missing_weights(folder) if weighted else ""
+        component = self.get_family().component(role)
+        missing = missing_weights(folder) if component.dtype else ""
+        if component.needs and not any((folder / name).is_file() for name in component.needs):
+            missing = " or ".join(component.needs)
         if missing:
             raise ModelError(f"{folder} has no {missing}: {_check(self)}")
         return folder
@@ -125,9 +130,13 @@ def resolve(name: str, revision: str | None = None) -> Model:
     """
     for family in all_families().values():
         if name in family.models:
+            if revision is not None and family.models[name].bundled:
+                raise RequestError(f"--revision {revision}: {name} has none, leave it out")
             return _published(family, name, family.models[name], revision)
     folder = Path(name).expanduser()
     if folder.is_dir():
+        if revision is not None:
+            raise RequestError(f"--revision {revision}: a folder has none, leave it out")
         return _unpublished(name, Source(str(folder.resolve()), "", "folder"))
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
         return _unpublished(name, Source(name, revision or "main", "hub"))
@@ -198,4 +207,6 @@ def _pinned(source: Source, subfolder: str) -> Source:
 
 
 def _check(model: Model) -> str:
+    if any(source.kind == "hub" for source in model.sources.values()):
+        return f"download {model.name} where there is a network (hf download), or use -m demo"
     return f"check that {model.name} is complete, in diffusers layout"

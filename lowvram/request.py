@@ -5,14 +5,16 @@ configuration files (no weights, no torch) and return a task: a frozen value of 
 stage carries out, in this process or in another.
 """
 
-import re
+import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
+from operator import index
 from pathlib import Path
 from typing import Any, TypeVar
 
 from lowvram import artifacts
-from lowvram.errors import ArtifactError, RequestError
+from lowvram.errors import ArtifactError, ModelError, RequestError, StorageError
 from lowvram.families.family import Size
 from lowvram.repository import Model, resolve
 
@@ -59,6 +61,11 @@ class DenoiseTask:
     dtype: str
     device: str
     batch_size: int
+
+    @property
+    def asks_the_scheduler(self) -> bool:
+        """Whether only the model's scheduler, or a file, can tell if this can be done."""
+        return bool(self.timesteps or self.sigmas or self.eta or self.latents)
 
 
 @dataclass(frozen=True)
@@ -117,6 +124,9 @@ def resolve_encode(
     texts = (prompts,) if isinstance(prompts, str) else tuple(prompts)
     if not texts or any(not text.strip() for text in texts):
         raise RequestError("the prompt is empty: say what the picture shall show")
+    component = model.get_family().component("text_encoder")
+    if dtype == component.overflows_in:
+        raise RequestError(f"the text encoder overflows in {dtype}: use --dtype bf16 or fp32")
     negative = (
         (negative_prompt,) * len(texts)
         if isinstance(negative_prompt, str)
@@ -126,6 +136,8 @@ def resolve_encode(
         raise RequestError(
             f"{len(negative)} negative prompts for {len(texts)} prompts: give one, or as many"
         )
+    if any(not _is_unicode(text) for text in (*texts, *negative)):
+        raise RequestError("the prompt is not valid text: check the terminal's encoding")
     limit = model.get_family().max_tokens
     return EncodeTask(
         model=model.record(),
@@ -137,7 +149,7 @@ def resolve_encode(
         device=device,
         clean_caption=clean_caption,
         padding=_one_of("--padding", padding, PADDINGS),
-        max_tokens=_in_range("--max-tokens", max_tokens or limit, 2, limit),
+        max_tokens=_in_range("--max-tokens", limit if max_tokens is None else max_tokens, 2, limit),
     )
 
 
@@ -148,7 +160,7 @@ def resolve_denoise(
     *,
     prompts: int,
     seed: int | Sequence[int] = 0,
-    images_per_prompt: int = 1,
+    images_per_prompt: int | None = None,
     steps: int | None = None,
     timesteps: Sequence[int] | None = None,
     sigmas: Sequence[float] | None = None,
@@ -168,6 +180,7 @@ def resolve_denoise(
         prompts: how many prompts that file holds.
         seed: of the first picture of each prompt, the next ones count up; or one per picture of a
             prompt; or one per picture in all, prompt by prompt.
+        images_per_prompt: None for one, or as many as there are seeds.
         steps: None for the model's default; or give `timesteps` (descending) or `sigmas`.
         guidance_scale: None for the model's default; 1 or less turns guidance off.
         size: width and height in px; None for the model's own.
@@ -180,19 +193,23 @@ def resolve_denoise(
     Raises:
         RequestError: names the value and the way out.
     """
-    images = _in_range("--images", images_per_prompt, 1, MAX_IMAGES)
+    seeds, images = _seeds(seed, images_per_prompt, prompts)
     if (timesteps and sigmas) or (steps is not None and (timesteps or sigmas)):
         raise RequestError("--steps, --timesteps and --sigmas exclude each other: give one")
     if timesteps and list(timesteps) != sorted(set(timesteps), reverse=True):
         raise RequestError(f"timesteps must descend without repeats: {list(timesteps)}")
     if timesteps and not 0 <= min(timesteps) <= max(timesteps) < 1000:
         raise RequestError(f"timesteps must lie between 999 and 0: {list(timesteps)}")
+    if sigmas and not all(0 <= low < high < 1e6 for high, low in pairwise((1e5, *sigmas))):
+        raise RequestError(f"sigmas must be positive and descend: {list(sigmas)}")
     if not 0 <= eta <= 1:
         raise RequestError(f"--eta {eta} is out of range: 0 to 1")
-    configs = {role: model.config(role) for role in ("transformer", "vae")}
-    requested, rendered = model.get_family().render_size(
-        configs, Size(*size) if isinstance(size, tuple) else size, binning
-    )
+    configs = {role: model.config(role) for role in ("transformer", "vae", "scheduler")}
+    asked = size if size is None or isinstance(size, Size) else Size(*size)
+    try:
+        requested, rendered = model.get_family().render_size(configs, asked, binning)
+    except (KeyError, TypeError) as error:
+        raise ModelError(f"{model.name} has a configuration that lacks {error}") from None
     chosen_guidance = model.guidance_scale if guidance_scale is None else guidance_scale
     if not 0 <= chosen_guidance <= 100:  # NaN fails this too
         raise RequestError(f"--guidance {guidance_scale} is out of range: 0 to 100")
@@ -201,8 +218,8 @@ def resolve_denoise(
     return DenoiseTask(
         model=model.record(),
         embeds=str(embeds),
-        output=_artifact(output),
-        seeds=_seeds(seed, images, prompts),
+        output=_artifact(output, embeds, latents),
+        seeds=seeds,
         images_per_prompt=images,
         steps=_in_range("--steps", model.steps if steps is None else steps, 1, 1000),
         timesteps=tuple(timesteps or ()),
@@ -239,6 +256,7 @@ def resolve_decode(
     """
     if Path(output).suffix.lower() != ".png":
         raise RequestError(f"{output} does not end in .png: pictures are written as PNG")
+    _check_writable(Path(output))
     if dtype == "fp16" and model.config("vae").get("force_upcast", True):  # diffusers' default
         raise RequestError("this VAE overflows in fp16 (its force_upcast): use --dtype fp32")
     return DecodeTask(
@@ -260,78 +278,74 @@ def model_of(path: Path, header: artifacts.Header, name: str | None) -> Model:
     Raises:
         ArtifactError: the user named another model than the file's.
     """
+    made_for = Model.from_record(header.model)
     if name is None:
-        return Model.from_record(header.model)
+        return made_for
     model = resolve(name)
-    made_for = header.model.get("name")
-    if (model.name, model.family) != (made_for, header.model.get("family")):
+    if (model.name, model.family) != (made_for.name, made_for.family):
         raise ArtifactError(
-            f"{path} was made for {made_for}, but --model is {name}: encode again, or drop --model"
+            f"{path} was made for {made_for.name}, but --model is {name}: "
+            "encode again, or drop --model"
         )
-    return model
+    # The commits that the file was made with; but a folder as it is now.
+    on_hub = {role: source for role, source in made_for.sources.items() if source.kind == "hub"}
+    return replace(model, sources={**model.sources, **on_hub})
 
 
-def parse_size(text: str) -> Size:
-    """Width and height from "WxH" in px.
-
-    Raises:
-        RequestError: not of that form.
-    """
-    match = re.fullmatch(r"\s*(\d{1,6})\s*[xX×]\s*(\d{1,6})\s*", text)
-    if match is None:
-        raise RequestError(f"size {text!r} is not WIDTHxHEIGHT: for example 1024x768")
-    return Size(int(match[1]), int(match[2]))
-
-
-def parse_seeds(text: str) -> int | list[int]:
-    """A seed, or a list with ranges: "7", "1,2,5", "3-6".
-
-    Raises:
-        RequestError: not of that form, or more than `MAX_IMAGES`.
-    """
-    seeds: list[int] = []
-    for part in text.split(","):
-        match = re.fullmatch(r"\s*(\d{1,19})(?:\s*-\s*(\d{1,19}))?\s*", part)
-        first = int(match[1]) if match else 0
-        last = int(match[2] or match[1]) if match else -1
-        if last < first or last - first >= MAX_IMAGES:
-            raise RequestError(f"seed {text!r} is not a number, list or range: 7, 1,2,5 or 3-6")
-        seeds += range(first, last + 1)
-    return seeds[0] if len(seeds) == 1 else seeds
-
-
-def parse_numbers(option: str, text: str) -> list[float]:
-    """Comma-separated numbers.
-
-    Raises:
-        RequestError: something in it is no number.
-    """
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError:
-        raise RequestError(f"{option} {text!r} is not a list of numbers: 999,750,500") from None
-
-
-def _seeds(seed: int | Sequence[int], images: int, prompts: int) -> tuple[int, ...]:
-    """One seed per picture, prompt by prompt."""
-    if isinstance(seed, int):
-        seeds = tuple(range(seed, seed + images)) * prompts
+def _seeds(
+    seed: int | Sequence[int], images: int | None, prompts: int
+) -> tuple[tuple[int, ...], int]:
+    """One seed per picture, prompt by prompt; and the pictures per prompt."""
+    if isinstance(seed, Sequence):
+        images = _in_range("--images", len(seed) if images is None else images, 1, MAX_IMAGES)
+        seeds = tuple(index(each) for each in seed) * (prompts if len(seed) == images else 1)
     else:
-        seeds = tuple(seed) * (prompts if len(seed) == images else 1)
+        images = _in_range("--images", 1 if images is None else images, 1, MAX_IMAGES)
+        seeds = tuple(range(index(seed), index(seed) + images)) * prompts
     if len(seeds) != images * prompts:
         raise RequestError(
             f"{len(seeds)} seeds for {images * prompts} pictures "
-            f"({prompts} prompts, {images} each): give one, {images} or {images * prompts}"
+            f"({prompts} prompts, {images} each): "
+            "give one seed, as many as --images, or one for each picture"
         )
     if not all(0 <= each <= MAX_SEED for each in seeds):
         raise RequestError(f"seeds must be between 0 and {MAX_SEED}: {seed}")
-    return seeds
+    return seeds, images
 
 
-def _artifact(path: str | Path) -> str:
+def _artifact(path: str | Path, *inputs: str | Path | None) -> str:
+    """The path of a file that a stage will write, after a look that it can."""
     if Path(path).suffix != ".safetensors":
         raise RequestError(f"{path} does not end in .safetensors, which this stage writes")
+    for each in inputs:
+        if each is not None and Path(each).resolve() == Path(path).resolve():
+            raise RequestError(f"{path} is the input: name another file with -o")
+    _check_writable(Path(path))
     return str(path)
+
+
+def _check_writable(path: Path) -> None:
+    """Find out before minutes of work that a file cannot be written.
+
+    Raises:
+        StorageError: it is a folder, or its folder cannot be made or written.
+    """
+    if path.is_dir():
+        raise StorageError(f"{path} is a folder: name a file with -o")
+    folder = path.parent
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise StorageError(f"{folder} cannot be written to: choose another place with -o")
+
+
+def _is_unicode(text: str) -> bool:
+    """False for what a terminal in another encoding can leave in an argument."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _one_of(option: str, value: str, allowed: Sequence[str]) -> str:

@@ -1,11 +1,12 @@
 """A prompt becomes a picture: the three stages in order, each in a process of its own.
 
-Everything that can be refused is refused before anything is loaded. Each stage's file is kept, so
+What can be refused is refused before anything is loaded. Each stage's file is kept, so
 that what failed can be done again from there. Imports no torch.
 """
 
 import json
 import re
+import shlex
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -18,9 +19,10 @@ from lowvram.families.family import Size
 from lowvram.memory.report import table
 from lowvram.processes import StageProcesses
 from lowvram.progress import OnProgress, ignore
-from lowvram.repository import resolve
+from lowvram.repository import DEFAULT_MODEL, Model, resolve
 from lowvram.request import (
     AnyTask,
+    DenoiseTask,
     resolve_decode,
     resolve_denoise,
     resolve_encode,
@@ -75,7 +77,7 @@ class RunResult:
 
 def run(
     prompts: str | Sequence[str],
-    model: str = "pixart-sigma-1024",
+    model: str = DEFAULT_MODEL,
     output: str | Path | None = None,
     *,
     negative_prompt: str | Sequence[str] = "",
@@ -84,7 +86,7 @@ def run(
     padding: str = "none",
     max_tokens: int | None = None,
     seed: int | Sequence[int] = 0,
-    images_per_prompt: int = 1,
+    images_per_prompt: int | None = None,
     steps: int | None = None,
     timesteps: Sequence[int] | None = None,
     sigmas: Sequence[float] | None = None,
@@ -115,7 +117,7 @@ def run(
         found = resolve(model, revision)
         picture = _picture_path(output, texts)
         stem = picture.with_suffix("")
-        embeds, noisy = (Path(f"{stem}{s}") for s in artifacts.SUFFIXES.values())
+        embeds, clean = (Path(f"{stem}{s}") for s in artifacts.SUFFIXES.values())
         tasks: list[AnyTask] = [
             resolve_encode(
                 texts,
@@ -123,7 +125,7 @@ def run(
                 embeds,
                 negative_prompt=negative_prompt,
                 weights=encoder_weights,
-                dtype=dtype,
+                dtype=_encoder_dtype(found, dtype),
                 device=device,
                 clean_caption=clean_caption,
                 padding=padding,
@@ -132,7 +134,7 @@ def run(
             resolve_denoise(
                 embeds,
                 found,
-                noisy,
+                clean,
                 prompts=len(texts),
                 seed=seed,
                 images_per_prompt=images_per_prompt,
@@ -149,11 +151,11 @@ def run(
                 batch_size=batch_size,
             ),
             resolve_decode(
-                noisy, found, picture, dtype=dtype, device=device, batch_size=batch_size
+                clean, found, picture, dtype=dtype, device=device, batch_size=batch_size
             ),
         ]
         results = _run_stages(tasks, processes, on_progress)
-    return _finish(results, embeds, noisy, Path(f"{stem}.report.json"))
+    return _finish(results, embeds, clean, Path(f"{stem}.report.json"))
 
 
 def _run_stages(
@@ -162,19 +164,28 @@ def _run_stages(
     on_progress: OnProgress,
 ) -> list[dict[str, Any]]:
     """The result of each stage; an error says what is kept and how to go on."""
+    carry = processes.run if processes is not None else carry_out
+    denoise = tasks[1]
+    if isinstance(denoise, DenoiseTask) and denoise.asks_the_scheduler:
+        carry("check", to_json(denoise), on_progress)
     results: list[dict[str, Any]] = []
     for stage, task in zip(STAGES, tasks, strict=True):
         try:
-            carry = processes.run if processes is not None else carry_out
             results.append(carry(stage, to_json(task), on_progress))
         except LowvramError as error:
             if not results:
                 raise
             kept = results[-1]["paths"][0]
             raise type(error)(
-                f"{error} (kept: {kept}; go on with lowvram {stage} {kept})"
+                f"{error} (kept: {kept}; go on from it with "
+                f"{shlex.join(['lowvram', stage, kept])} and the same options)"
             ) from None
     return results
+
+
+def _encoder_dtype(model: Model, asked: str) -> str:
+    """The dtype asked for all stages, unless the text encoder gives wrong results in it."""
+    return "auto" if asked == model.get_family().component("text_encoder").overflows_in else asked
 
 
 def _finish(results: list[dict[str, Any]], embeds: Path, latents: Path, report: Path) -> RunResult:

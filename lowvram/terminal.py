@@ -14,17 +14,23 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
-def quiet_libraries() -> None:
-    """Keep the libraries' own progress bars and advice off the terminal.
-
-    Only for processes of our own: a program that imports lowvram sets its logging itself.
-    """
+def quiet_environment() -> None:
+    """The part of `quiet_libraries` that needs no library, for this process and its children."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+
+def quiet_libraries() -> None:
+    """Keep the libraries' own progress bars and advice off the terminal.
+
+    Only for processes of our own: a program that imports lowvram sets its logging itself.
+    """
+    quiet_environment()
     warnings.filterwarnings("ignore", module=r"(torch|transformers|diffusers|bitsandbytes)\b")
     from huggingface_hub.utils.tqdm import enable_progress_bars
     from transformers.utils import logging as transformers_logging
@@ -42,7 +48,8 @@ def terminal() -> Iterator[OnProgress]:
     console = Console(stderr=True, soft_wrap=True)
     logger = logging.getLogger("lowvram")
     handler = _Lines(console)
-    level, logger.level = logger.level, logging.INFO
+    level = logger.level
+    logger.setLevel(logging.INFO)
     logger.addHandler(handler)
     try:
         with _bars(console) as on_progress:

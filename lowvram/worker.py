@@ -1,4 +1,4 @@
-"""The process that stages run in: `python -m lowvram.worker`, started by `run`.
+"""The process that stages run in, started by `processes.StageProcesses`.
 
 Reads tasks as JSON lines on stdin, writes events as JSON lines on what was its stdout (anything
 else that prints there goes to stderr). On Linux it imports the libraries once and forks a child
@@ -40,15 +40,15 @@ def main() -> None:
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # asks without a CUDA context
     logging.getLogger("lowvram").addHandler(_EventHandler(events))
     logging.getLogger("lowvram").setLevel(logging.INFO)
-    forks = _preload() and sys.platform == "linux"
+    forks = _preload() and sys.platform == "linux" and "--no-fork" not in sys.argv
     for line in sys.stdin:
         request = json.loads(line)
         if not forks:
-            _serve(request, events)
+            _serve(request, events, last=True)
             return
         child = os.fork()
         if child == 0:
-            _serve(request, events)
+            _serve(request, events, last=False)
             os._exit(0)
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         if status:
@@ -59,23 +59,23 @@ def _preload() -> bool:
     """Import what every stage needs.
 
     Returns:
-        whether the process may be forked: not once CUDA has been touched.
+        whether the process may be forked: not once a GPU has been touched.
     """
     import torch
 
     quiet_libraries()
     import transformers.modeling_utils  # noqa: F401 - diffusers imports it too
 
-    if torch.version.cuda is None and torch.version.hip is None:
+    if not torch.accelerator.is_available() and torch.version.cuda is None:
         # Importing diffusers' models imports bitsandbytes, which touches a GPU where there is one.
         import diffusers.models.modeling_utils  # noqa: F401
 
         return True
-    return not torch.cuda.is_initialized() and not torch.cuda._is_in_bad_fork()
+    return torch.version.cuda is not None and not torch.cuda.is_initialized()
 
 
-def _serve(request: dict[str, Any], events: IO[str]) -> None:
-    """Carry out one task and say how it ended."""
+def _serve(request: dict[str, Any], events: IO[str], last: bool) -> None:
+    """Carry out one task and say how it ended, and whether this process takes no further one."""
     try:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         result = carry_out(
@@ -83,23 +83,20 @@ def _serve(request: dict[str, Any], events: IO[str]) -> None:
             request["task"],
             lambda progress: _send(events, "progress", **asdict(progress)),
         )
-        _send(events, "done", **result)
+        _send(events, "done", last=last, **result)
     except LowvramError as error:
-        _send(events, "error", kind=type(error).__name__, message=str(error))
+        _send(events, "error", last=last, kind=type(error).__name__, message=str(error))
     except KeyboardInterrupt:
         os._exit(INTERRUPTED_EXIT_CODE)
     except Exception as error:
         text = "".join(traceback.format_exception(error))
-        _send(events, "error", kind="", message=f"{type(error).__name__}: {error}", text=text)
+        message = f"{type(error).__name__}: {error}"
+        _send(events, "error", last=last, kind="", message=message, text=text)
 
 
 def _send(events: IO[str], event: str, **fields: object) -> None:
     try:
         events.write(json.dumps({"event": event, **fields}) + "\n")
         events.flush()
-    except BrokenPipeError:  # the process that asked is gone: nothing here is wanted any more
+    except OSError:  # the process that asked is gone: nothing here is wanted any more
         os._exit(128 + getattr(signal, "SIGPIPE", 13))
-
-
-if __name__ == "__main__":
-    main()

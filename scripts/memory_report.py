@@ -13,5 +13,5 @@ from _environment import become, executable, prepare
 if __name__ == "__main__":
     prepare()
     arguments = sys.argv[1:] or ["--help"]
-    command = "report" if arguments[0].endswith(".json") else "run"
+    command = "report" if any(each.endswith(".json") for each in arguments) else "run"
     become([executable("lowvram"), command, *arguments])

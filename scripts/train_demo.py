@@ -9,22 +9,20 @@ A usable folder is exported after each stage and now and then while the denoiser
 """
 
 import argparse
-import copy
 import os
 import random
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, PixArtTransformer2DModel
-from PIL import Image
+from diffusers import AutoencoderKL, PixArtTransformer2DModel
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn import functional as F
 from transformers import T5EncoderModel, T5Tokenizer
 
 from lowvram.demo import networks
-from lowvram.demo.detector import look
 from lowvram.demo.pictures import from_tensor, sheet, to_tensor
+from lowvram.demo.sampling import ATTRIBUTES, embed, judge, predict, sample
 from lowvram.demo.scenes import (
     CANVAS,
     COLOURS,
@@ -43,13 +41,13 @@ MODEL = REPOSITORY / "lowvram" / "demo" / "model"
 
 TEXT = Plan("text", 1200, 150, {"encoder": 2e-3, "readers": 2e-3}, 0.99, 200)
 VAE = Plan("vae", 6000, 14 * 60, {"vae": 2e-3}, 0.995, 250)
-DENOISER = Plan("denoiser", 6000, 37 * 60, {"transformer": 1e-3, "text": 1e-4}, 0.998, 250)
+DENOISER = Plan("denoiser", 8000, 2760, {"transformer": 1.2e-3, "text": 1e-4}, 0.998, 250)
 
 BATCH = 64  # latents in a denoiser step
 PICTURES = 20_000  # cached latents to train the denoiser on
 HELD_OUT = 128  # cached latents of held-out scenes
 CROP = 64  # px
-ATTRIBUTES = (SHAPES, tuple(COLOURS), tuple(COLOURS), tuple(PLACES), tuple(SIZES))
+VALUES = (SHAPES, tuple(COLOURS), tuple(COLOURS), tuple(PLACES), tuple(SIZES))
 
 
 class Readers(nn.Module):
@@ -61,8 +59,8 @@ class Readers(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.queries = nn.Parameter(torch.randn(len(ATTRIBUTES), width) * width**-0.5)
-        self.heads = nn.ModuleList(nn.Linear(width, len(values)) for values in ATTRIBUTES)
+        self.queries = nn.Parameter(torch.randn(len(VALUES), width) * width**-0.5)
+        self.heads = nn.ModuleList(nn.Linear(width, len(values)) for values in VALUES)
 
     def forward(self, embeds: Tensor, mask: Tensor) -> list[Tensor]:
         """`embeds` [batch, tokens, width], `mask` [batch, tokens] -> logits per attribute."""
@@ -70,12 +68,6 @@ class Readers(nn.Module):
         weights = scores.masked_fill(mask[:, None] == 0, -1e9).softmax(-1)
         pooled = weights @ embeds
         return [head(pooled[:, index]) for index, head in enumerate(self.heads)]
-
-
-def embed(tokenizer: T5Tokenizer, encoder: nn.Module, captions: list[str]) -> tuple[Tensor, Tensor]:
-    """Embeddings [batch, longest, width] and attention mask [batch, longest] of captions."""
-    tokens = tokenizer(captions, padding=True, return_tensors="pt")
-    return encoder(tokens.input_ids, tokens.attention_mask)[0], tokens.attention_mask
 
 
 def train_text(folder: Path, log: Log, tokenizer: T5Tokenizer) -> T5EncoderModel:
@@ -89,7 +81,7 @@ def train_text(folder: Path, log: Log, tokenizer: T5Tokenizer) -> T5EncoderModel
         said = zip(*(scene.said for scene in scenes), strict=True)
         return [
             (guess, torch.tensor([values.index(word) for word in words]))
-            for guess, values, words in zip(logits, ATTRIBUTES, said, strict=True)
+            for guess, values, words in zip(logits, VALUES, said, strict=True)
         ]
 
     def loss_at(rng: random.Random, progress: float) -> tuple[Tensor, Figures]:
@@ -100,9 +92,8 @@ def train_text(folder: Path, log: Log, tokenizer: T5Tokenizer) -> T5EncoderModel
     def watch(parts: nn.ModuleDict, step: int) -> Figures:
         rng = random.Random("held out")
         pairs = read(parts, [random_scene(rng, held_out=True) for _ in range(500)], rng)
-        names = ("shape", "colour", "background", "place", "size")
         right = ((guess.argmax(-1) == truth).float().mean().item() for guess, truth in pairs)
-        return dict(zip(names, right, strict=True))
+        return dict(zip(ATTRIBUTES, right, strict=True))
 
     fit(TEXT, parts, loss_at, watch, folder, log)
     with torch.no_grad():
@@ -251,7 +242,7 @@ def train_denoiser(
         times = torch.full((len(unseen),), 950)
         right = error(parts, unseen, captions, times).item()
         shuffled = error(parts, unseen, captions[1:] + captions[:1], times).item()
-        asked = 32
+        asked = 16
         latents = sample(parts, tokenizer, scheduler, captions[:asked])
         decoded = vae.decode(latents / networks.SCALING_FACTOR).sample
         pictures = [from_tensor(pixels) for pixels in decoded]
@@ -263,56 +254,6 @@ def train_denoiser(
 
     fit(DENOISER, parts, loss_at, watch, folder, log)
     return transformer
-
-
-def predict(
-    transformer: PixArtTransformer2DModel,
-    noisy: Tensor,
-    embeds: Tensor,
-    mask: Tensor,
-    times: Tensor,
-) -> Tensor:
-    """The predicted velocity, [batch, 4, 16, 16]."""
-    output = transformer(
-        noisy,
-        encoder_hidden_states=embeds,
-        encoder_attention_mask=mask,
-        timestep=times,
-        return_dict=False,
-    )[0]
-    return output.chunk(2, dim=1)[0]
-
-
-def sample(
-    parts: nn.ModuleDict,
-    tokenizer: T5Tokenizer,
-    scheduler: DPMSolverMultistepScheduler,
-    captions: list[str],
-    steps: int = 10,
-    guidance: float = 2.0,
-) -> Tensor:
-    """Latents for captions, as the pipeline would make them, [batch, 4, 16, 16]."""
-    scheduler = copy.deepcopy(scheduler)
-    scheduler.set_timesteps(steps)
-    embeds, mask = embed(tokenizer, parts["text"], captions + [""] * len(captions))
-    latents = torch.randn(len(captions), networks.LATENT_CHANNELS, *[networks.LATENT_SIDE] * 2)
-    for time in scheduler.timesteps:
-        times = time.expand(2 * len(captions))
-        velocity = predict(parts["transformer"], latents.repeat(2, 1, 1, 1), embeds, mask, times)
-        told, free = velocity.chunk(2)
-        latents = scheduler.step(free + guidance * (told - free), time, latents).prev_sample
-    return latents
-
-
-def judge(pictures: list[Image.Image], scenes: list[Scene]) -> Figures:
-    """The share of pictures in which the detector sees what was asked for, by attribute."""
-    names = ("shape", "colour", "background", "place", "size")
-    seen = [look(picture).said for picture in pictures]
-    right = [
-        sum(a[i] == scene.said[i] for a, scene in zip(seen, scenes, strict=True)) / len(scenes)
-        for i in range(len(names))
-    ]
-    return dict(zip(names, right, strict=True))
 
 
 def main() -> None:

@@ -12,6 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from sd_parsers import ParserManager
 
+import lowvram
 from lowvram import cli, errors
 from lowvram.pixels.png import read_record
 
@@ -42,7 +43,21 @@ BAD = {
     ),
     "size's form": (["run", "a cat", "-m", "TINY", "--size", "big"], 2, "'big' is not WIDTHx"),
     "seed": (["run", "a cat", "-m", "TINY", "--seed", "x"], 2, "'x' is not a number"),
-    "seeds": (["run", "a cat", "-m", "TINY", "--seed", "1,2"], 2, "2 seeds for 1 pictures"),
+    "seeds": (
+        ["run", "a cat", "-m", "TINY", "--seed", "1,2", "--images", "3"],
+        2,
+        "2 seeds for 3 pictures",
+    ),
+    "fp16": (["encode", "a cat", "-m", "TINY", "--dtype", "fp16"], 2, "overflows in fp16"),
+    "revision": (["encode", "a cat", "-m", "TINY", "--revision", "v"], 2, "a folder has none"),
+    "no tokens": (["encode", "a cat", "-m", "TINY", "--max-tokens", "0"], 2, "2 to 300"),
+    "only markup": (["encode", "<b></b>", "-m", "TINY"], 2, "nothing is left of the prompt"),
+    "not text": (["encode", "a \udcff", "-m", "TINY"], 2, "is not valid text"),
+    "odd timesteps": (["denoise", "EMBEDS", "--timesteps", "nan"], 2, "list of whole numbers"),
+    "odd sigmas": (["denoise", "EMBEDS", "--sigmas", "1,nan"], 2, "must be positive and descend"),
+    "same file": (["denoise", "EMBEDS", "-o", "EMBEDS"], 2, "is the input"),
+    "a folder": (["run", "a cat", "-m", "TINY", "-o", "DIR/x.png"], 7, "x.png is a folder"),
+    "meta": (["encode", "a cat", "-m", "TINY", "--device", "meta"], 5, "no device 'meta' here"),
     "weights": (["encode", "a cat", "-m", "TINY", "--weights", "2bit"], 2, "auto, whole, 8bit"),
     "dtype": (["encode", "a cat", "-m", "TINY", "--dtype", "fp8"], 2, "auto, fp32, bf16, fp16"),
     "steps": (["denoise", "EMBEDS", "--steps", "0"], 2, "--steps 0 is out of range: 1 to 1000"),
@@ -76,6 +91,7 @@ def test_bad_input_is_one_line_and_a_code(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "DIR" / "x.png").mkdir(parents=True)
     arguments, expected, says = BAD[name]
     if arguments[0] == "run":
         arguments = [*arguments, "--in-process"]
@@ -165,6 +181,34 @@ def test_pictures_carry_their_record(embeds: Path, tmp_path: Path) -> None:
     assert seen.samplers[0].parameters["steps"] == "2"
     with Image.open(tmp_path / "x-1.png") as opened:
         assert "trainedAlgorithmicMedia" in opened.info["XML:com.adobe.xmp"]
+
+
+def test_default_outputs_stand_beside_the_input(embeds: Path, tmp_path: Path) -> None:
+    dotted = tmp_path / "v1.5.embeds.safetensors"
+    dotted.write_bytes(embeds.read_bytes())
+    assert cli.exit_code(["denoise", str(dotted), "--steps", "1"]) == 0
+    assert cli.exit_code(["decode", str(tmp_path / "v1.5.latents.safetensors")]) == 0
+    assert (tmp_path / "v1.5-1.png").exists()
+    with pytest.raises(errors.RequestError, match="finished ones, not noise"):
+        lowvram.denoise(
+            embeds,
+            output=tmp_path / "y.latents.safetensors",
+            latents=tmp_path / "v1.5.latents.safetensors",
+        )
+
+
+def test_reports_are_shown_again(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture = tmp_path / "x.png"
+    arguments = ["run", "a cat", "-m", tiny, "--steps", "1", "--in-process", "-o", picture]
+    code, first, _ = run(capsys, *arguments)
+    assert code == 0
+    assert first.startswith(f"{picture}\n\nstage ")
+    code, again, _ = run(capsys, "report", tmp_path / "x.report.json")
+    assert (code, again) == (0, first.split("\n\n")[1])
+    code, _, err = run(capsys, "report", picture)
+    assert (code, err.count("\n")) == (4, 1)
 
 
 def test_exit_codes_are_distinct_and_documented() -> None:

@@ -50,6 +50,21 @@ def test_one_worker_serves_all_stages_and_dies_when_told(tiny: Path, tmp_path: P
     assert children() == []
 
 
+def test_where_processes_cannot_fork(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One worker a stage, as on Windows and macOS; and no file of the current folder is run."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "torch.py").write_text("raise SystemExit('a stranger')")
+    model = resolve(str(tiny))
+    with StageProcesses(fork=False) as processes:
+        for name in ("one", "two"):
+            output = tmp_path / f"{name}.embeds.safetensors"
+            task = to_json(resolve_encode("a cat", model, output))
+            assert processes.run("encode", task, lambda progress: None)["paths"] == [str(output)]
+    assert children() == []
+
+
 def test_a_failed_decode_costs_nothing_before_it(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -68,7 +83,7 @@ def test_a_failed_decode_costs_nothing_before_it(
         lowvram.run("a cat", str(tiny), tmp_path / "x.png", steps=1, in_process=True)
     kept = tmp_path / "x.latents.safetensors"
     assert kept.exists()
-    assert f"go on with lowvram decode {kept}" in str(caught.value)
+    assert f"go on from it with lowvram decode {kept} and" in str(caught.value)
     monkeypatch.undo()
     assert lowvram.decode(kept, output=tmp_path / "x.png").paths == [tmp_path / "x.png"]
 

@@ -31,6 +31,12 @@ def put_in_cache(cache: Path, repository: str, commit: str, content: Path) -> Pa
     (entry / "refs").mkdir(parents=True)
     (entry / "refs" / "main").write_text(commit)
     shutil.copytree(content, entry / "snapshots" / commit)
+    # What the client notes of files that it asked for and the repository does not have.
+    absent = entry / ".no_exist" / commit
+    for name in ("model_index.json", "transformer/config.json", "config.json"):
+        if not (content / name).exists():
+            (absent / name).parent.mkdir(parents=True, exist_ok=True)
+            (absent / name).touch()
     return entry / "snapshots" / commit
 
 
@@ -89,6 +95,19 @@ def test_half_a_download_is_refused(offline: Path, tiny: Path) -> None:
     shards[0].unlink()
     with pytest.raises(errors.ModelError, match=shards[0].name):
         resolve("someone/half").fetch("text_encoder")
+
+
+@pytest.mark.parametrize("content", [None, b"nonsense"])
+def test_a_tokenizer_without_its_pieces_is_refused(
+    content: bytes | None, tiny: Path, tmp_path: Path
+) -> None:
+    """transformers makes up a vocabulary where the file is missing: the prompt would be lost."""
+    folder = tmp_path / "model"
+    shutil.copytree(tiny, folder)
+    pieces = folder / "tokenizer" / "spiece.model"
+    pieces.unlink() if content is None else pieces.write_bytes(content)
+    with pytest.raises(errors.ModelError, match=r"spiece\.model|cannot be loaded"):
+        lowvram.encode("a cat", str(folder), output=tmp_path / "x.embeds.safetensors")
 
 
 def test_other_pipelines_and_odd_folders_are_refused(tmp_path: Path) -> None:

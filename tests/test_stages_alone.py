@@ -1,6 +1,7 @@
 """Each stage runs with its own component only, and gives it back."""
 
 import shutil
+import weakref
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,21 @@ def test_release_leaves_nothing_and_names_what_stays(tiny: Path) -> None:
 
     leaked = lend(lambda vae: kept.append(vae.decoder.conv_in.weight))
     assert leaked.left_behind == ["decoder.conv_in.weight"]
+
+
+def test_an_error_that_is_kept_keeps_no_weights(tiny: Path) -> None:
+    cpu, watched = torch.device("cpu"), []
+
+    def fail(vae: torch.nn.Module) -> None:
+        watched.append(weakref.ref(vae.decoder.conv_in.weight))
+        raise MemoryError
+
+    with pytest.raises(MemoryError) as kept:
+        component.use(
+            "diffusers.AutoencoderKL", tiny / "vae", Whole(torch.float32), cpu, Meter(cpu), fail
+        )
+    assert kept.value.__traceback__ is not None
+    assert watched[0]() is None
 
 
 def test_reports_count_time_and_memory(tiny: Path, tmp_path: Path) -> None:

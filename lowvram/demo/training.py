@@ -24,7 +24,7 @@ Figures = dict[str, float]
 LossAt = Callable[[random.Random, float], tuple[Tensor, Figures]]
 Watch = Callable[[nn.ModuleDict, int], Figures]
 
-_WARM_UP = 0.04  # share of the stage
+_WARM_UP = 0.06  # share of the stage
 _LOG_EVERY = 10  # steps
 _SAVE_EVERY = 180.0  # seconds
 

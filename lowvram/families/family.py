@@ -5,7 +5,7 @@ quantisation and no file. tests/test_family_contract.py checks every family agai
 
 1. Importing a family imports neither torch nor diffusers.
 2. Its components are data (`Component`).
-3. `encode` sees a text encoder only, `predict` a transformer only, `decode` a VAE only.
+3. `encode` sees a text encoder only, `predict` a transformer only, and decoding a VAE only.
 4. Tensors go in and out by name, and those names stand in the artifacts.
 5. Sizes, token counts and defaults are checked here, each with its source.
 6. It brings a tiny configuration of itself, from the real classes.
@@ -33,6 +33,9 @@ class Component:
         subfolder: where it lies in a repository in diffusers layout.
         dtype: in which it computes where the device allows; "" for parts without weights.
         blocks: path of the repeated blocks inside the module; "" where there are none.
+        overflows_in: the dtype, as on the command line, in which it gives wrong results; "" for
+            none.
+        needs: files of which one must be there, for parts without weights.
     """
 
     role: str
@@ -40,6 +43,8 @@ class Component:
     subfolder: str
     dtype: str = ""
     blocks: str = ""
+    overflows_in: str = ""
+    needs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -82,7 +87,6 @@ class Family(ABC):
     transformers: ClassVar[tuple[str, ...]]  # `_class_name`s of a lone transformer
     components: ClassVar[tuple[Component, ...]]
     models: ClassVar[Mapping[str, Published]]
-    default_model: ClassVar[str]
     base: ClassVar[str]  # completes a repository that holds a transformer only
     default_steps: ClassVar[int]
     default_guidance_scale: ClassVar[float]

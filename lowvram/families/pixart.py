@@ -61,11 +61,14 @@ class PixArtSigma(Family):
     pipelines = ("PixArtSigmaPipeline",)
     transformers = ("Transformer2DModel", "PixArtTransformer2DModel")
     components = (
-        Component("tokenizer", "transformers.T5Tokenizer", "tokenizer"),
+        Component(
+            "tokenizer", "transformers.T5Tokenizer", "tokenizer",
+            needs=("spiece.model", "tokenizer.json"),
+        ),
         Component(
             "text_encoder", "transformers.T5EncoderModel", "text_encoder",
-            dtype="bfloat16",  # float16 overflows in T5's feed-forward: diffusers issue 8604
-            blocks="encoder.block",
+            dtype="bfloat16", blocks="encoder.block",
+            overflows_in="fp16",  # in T5's feed-forward: diffusers issue 8604
         ),
         Component(
             "transformer", "diffusers.PixArtTransformer2DModel", "transformer",
@@ -92,7 +95,6 @@ class PixArtSigma(Family):
         ),
         "demo": Published("demo/model", bundled=True, steps=20, guidance_scale=3.0),
     }
-    default_model = "pixart-sigma-1024"
     base = "pixart-sigma-1024"
     default_steps = 20  # PixArtSigmaPipeline.__call__, as the three below
     default_guidance_scale = 4.5

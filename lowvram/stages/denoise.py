@@ -5,7 +5,6 @@ for each picture: a seed draws the same noise on every device, in every dtype an
 """
 
 import hashlib
-import inspect
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,18 +14,17 @@ from typing import TYPE_CHECKING, Any
 from lowvram import artifacts
 from lowvram.component import use
 from lowvram.devices import choose_device, choose_dtype, dtype_name
-from lowvram.errors import ModelError, NonFiniteError, RequestError, first_line, translated
-from lowvram.families.family import Family, Size
+from lowvram.errors import NonFiniteError, RequestError, first_line, translated
+from lowvram.families.family import Size
 from lowvram.memory.meter import Meter
 from lowvram.progress import OnProgress, Progress, ignore
 from lowvram.repository import Model
 from lowvram.request import DenoiseTask
 from lowvram.stages.result import StageResult, in_batches, report_stage
-from lowvram.weights.checkpoint import find_class
+from lowvram.stages.schedule import scheduler_maker, step_options
 from lowvram.weights.whole import Whole
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor, nn
 
 log = logging.getLogger(__name__)
@@ -63,7 +61,7 @@ def denoise(
     log.info("denoise on %s, %s", device, "; ".join(reasons))
 
     items = _items(task, embeds_header.items)
-    make_scheduler = _scheduler_maker(task, model)
+    make_scheduler = scheduler_maker(task, model)
     make_scheduler("cpu")  # refuses what it cannot do, before anything is loaded
     starts = _starts(task, model, items, embeds)
     with translated("denoise"):
@@ -77,7 +75,7 @@ def denoise(
             meter,
             lambda transformer: _denoise_all(
                 task,
-                model.get_family(),
+                model,
                 transformer,
                 lambda: make_scheduler(device),
                 starts,
@@ -99,6 +97,17 @@ def denoise(
     width, height = task.requested
     made = [{**item, "width": width, "height": height} for item in items]
     return StageResult([Path(task.output)], made, report)
+
+
+def check(task: DenoiseTask) -> None:
+    """Find out before anything is loaded whether the model's scheduler can do the task.
+
+    Raises:
+        RequestError, ModelError: as `denoise` does.
+    """
+    model = Model.from_record(task.model)
+    scheduler_maker(task, model)("cpu")
+    _read_latents(task, (len(task.seeds), *_latent_shape(task, model)))
 
 
 def sample(
@@ -132,17 +141,17 @@ def sample(
 
 @dataclass(frozen=True)
 class _Start:
-    """What one picture starts from: its text, its noise, and a generator for noise to come."""
+    """What one picture starts from."""
 
     positive: "dict[str, Tensor]"
     negative: "dict[str, Tensor]"  # empty without guidance
-    noise: "Tensor"  # [1, channels, height, width]
-    generator: "torch.Generator"
+    seed: int
+    noise: "Tensor | None"  # [1, channels, height, width]; None to draw it
 
 
 def _denoise_all(
     task: DenoiseTask,
-    family: Family,
+    model: Model,
     transformer: "nn.Module",
     make_scheduler: Callable[[], Any],
     starts: list[_Start],
@@ -170,13 +179,13 @@ def _denoise_all(
             if callback is not None and (index == steps - 1 or (index + 1) % order == 0):
                 callback(index // order, int(timestep), latents)
 
-        finished += _denoise_batch(task, family, transformer, scheduler, batch, on_step).split(1)
+        finished += _denoise_batch(task, model, transformer, scheduler, batch, on_step).split(1)
     return torch.cat(finished)
 
 
 def _denoise_batch(
     task: DenoiseTask,
-    family: Family,
+    model: Model,
     transformer: "nn.Module",
     scheduler: Any,
     batch: Sequence[_Start],
@@ -185,7 +194,8 @@ def _denoise_batch(
     """Latents of one batch, on the host."""
     import torch
 
-    first = next(transformer.parameters())
+    family, first = model.get_family(), next(transformer.parameters())
+    shape = (1, *_latent_shape(task, model))
     conditions = {
         name: _placed(tensor, first)
         for name, tensor in family.conditions(
@@ -197,9 +207,13 @@ def _denoise_batch(
     def predict(scaled: "Tensor", timestep: "Tensor") -> "Tensor":
         return family.predict(transformer, scaled, timestep, conditions, task.guidance_scale)
 
-    noise = torch.cat([start.noise for start in batch]).to(first)
-    options = _step_options(scheduler, task.eta, [start.generator for start in batch])
-    latents = sample(predict, scheduler, noise, options, on_step).cpu()
+    generators = [torch.Generator("cpu").manual_seed(start.seed) for start in batch]
+    noise = [
+        torch.randn(shape, generator=generator) if start.noise is None else start.noise
+        for start, generator in zip(batch, generators, strict=True)
+    ]
+    options = step_options(scheduler, task.eta, generators)
+    latents = sample(predict, scheduler, torch.cat(noise).to(first), options, on_step).cpu()
     if not latents.isfinite().all():
         raise NonFiniteError(
             f"the transformer gave NaN or infinity in {first.dtype}: denoise with --dtype fp32"
@@ -208,7 +222,7 @@ def _denoise_batch(
 
 
 def _every(steps: int, callback: Callback | None) -> Callback | None:
-    """The callback, called for the steps that diffusers calls it for."""
+    """The callback, called for every `steps`th step only. Of a second-order step, the whole."""
     if callback is None:
         return None
     return lambda step, timestep, latents: (
@@ -238,103 +252,56 @@ def _starts(
     task: DenoiseTask, model: Model, items: list[dict[str, Any]], embeds: "dict[str, Tensor]"
 ) -> list[_Start]:
     """What each picture starts from. Given latents stand in for drawn noise."""
-    import torch
-
-    configs = {role: model.config(role) for role in ("transformer", "vae")}
-    shape = model.get_family().latent_shape(configs, Size(*task.rendered))
-    given = _read_latents(task, (len(items), *shape)) if task.latents else None
-    starts = []
-    for index, item in enumerate(items):
-        owner, generator = item["prompt_index"], torch.Generator("cpu").manual_seed(item["seed"])
-        starts.append(
-            _Start(
-                positive=_text_tensors(embeds, owner, ""),
-                negative=_text_tensors(embeds, owner, "negative_")
-                if task.guidance_scale > 1
-                else {},
-                noise=torch.randn((1, *shape), generator=generator)
-                if given is None
-                else given[index : index + 1],
-                generator=generator,
-            )
+    given = _read_latents(task, (len(items), *_latent_shape(task, model)))
+    return [
+        _Start(
+            positive=_text_tensors(embeds, item["prompt_index"], ""),
+            negative=_text_tensors(embeds, item["prompt_index"], "negative_")
+            if task.guidance_scale > 1
+            else {},
+            seed=item["seed"],
+            noise=None if given is None else given[index : index + 1],
         )
-    return starts
+        for index, item in enumerate(items)
+    ]
+
+
+def _latent_shape(task: DenoiseTask, model: Model) -> tuple[int, int, int]:
+    configs = {role: model.config(role) for role in ("transformer", "vae")}
+    return model.get_family().latent_shape(configs, Size(*task.rendered))
 
 
 def _text_tensors(embeds: "dict[str, Tensor]", index: int, prefix: str) -> "dict[str, Tensor]":
     """The tensors of one text, without the prefix that they have in the artifact."""
-    start = f"{index}.{prefix}"
-    return {
-        name.removeprefix(start): tensor
-        for name, tensor in embeds.items()
-        if name.startswith(f"{start}prompt_")
-    }
+    names = ("prompt_embeds", "prompt_attention_mask")
+    return {name: embeds[f"{index}.{prefix}{name}"] for name in names}
 
 
-def _read_latents(task: DenoiseTask, shape: tuple[int, ...]) -> "Tensor":
-    from safetensors.torch import load_file
+def _read_latents(task: DenoiseTask, shape: tuple[int, ...]) -> "Tensor | None":
+    """The starting latents that the task names, in fp32; None where noise is to be drawn."""
+    from safetensors import safe_open
 
+    if not task.latents:
+        return None
     try:
-        latents = load_file(task.latents)["latents"].float()
+        with safe_open(task.latents, framework="pt") as file:
+            ours = artifacts.METADATA_KEY in (file.metadata() or {})
+            latents = file.get_tensor("latents").float()
     except Exception as error:
         raise RequestError(
             f"starting latents {task.latents} cannot be read ({first_line(error)[:100]}): "
             "give a safetensors file with a tensor named latents"
         ) from None
+    if ours:
+        raise RequestError(
+            f"starting latents {task.latents} are finished ones, not noise: lowvram decode them"
+        )
     if tuple(latents.shape) != shape:
         raise RequestError(
             f"starting latents {task.latents} have shape {list(latents.shape)}, but "
             f"{list(shape)} are needed for {shape[0]} pictures of this size"
         )
     return latents
-
-
-def _scheduler_maker(task: DenoiseTask, model: Model) -> "Callable[[torch.device | str], Any]":
-    """Makes fresh schedulers of the model's own kind, after a trial that the request fits it."""
-    config = dict(model.config("scheduler"))
-    name = str(config.get("_class_name") or "")
-    try:
-        scheduler_class = find_class(f"diffusers.{name}")
-        if not hasattr(scheduler_class, "set_timesteps"):
-            raise AttributeError(name)
-    except AttributeError:
-        raise ModelError(f"the model's scheduler {name!r} is not one of diffusers'") from None
-
-    def make(device: "torch.device | str") -> Any:
-        scheduler = scheduler_class.from_config(config)
-        _set_timesteps(scheduler, task, device)
-        return scheduler
-
-    if task.eta and "eta" not in inspect.signature(make("cpu").step).parameters:
-        raise RequestError(f"--eta {task.eta} has no effect with {name}: leave it out")
-    return make
-
-
-def _set_timesteps(scheduler: Any, task: DenoiseTask, device: "torch.device | str") -> None:
-    """As asked: by timesteps, by sigmas, or by their number."""
-    takes = inspect.signature(scheduler.set_timesteps).parameters
-    name = type(scheduler).__name__
-    for option, values in (("timesteps", task.timesteps), ("sigmas", task.sigmas)):
-        if values and option not in takes:
-            raise RequestError(f"{name} takes no explicit {option}: use --steps")
-    try:
-        if task.timesteps:
-            scheduler.set_timesteps(timesteps=list(task.timesteps), device=device)
-        elif task.sigmas:
-            scheduler.set_timesteps(sigmas=list(task.sigmas), device=device)
-        else:
-            scheduler.set_timesteps(task.steps, device=device)
-    except (ValueError, IndexError) as error:
-        raise RequestError(f"{name} refuses these steps: {first_line(error)}") from None
-
-
-def _step_options(
-    scheduler: Any, eta: float, generators: "list[torch.Generator]"
-) -> dict[str, Any]:
-    """Of eta and the generators, what this scheduler's `step` takes."""
-    takes = inspect.signature(scheduler.step).parameters
-    options = {"eta": eta, "generator": generators}
-    return {name: value for name, value in options.items() if name in takes}
 
 
 def _placed(tensor: "Tensor", like: "Tensor") -> "Tensor":

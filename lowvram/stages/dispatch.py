@@ -6,7 +6,7 @@ from typing import Any
 from lowvram import request
 from lowvram.progress import OnProgress
 from lowvram.stages.decode import decode
-from lowvram.stages.denoise import denoise
+from lowvram.stages.denoise import check, denoise
 from lowvram.stages.encode import encode
 
 STAGES = ("encode", "denoise", "decode")
@@ -16,7 +16,7 @@ def carry_out(stage: str, task: Mapping[str, Any], on_progress: OnProgress) -> d
     """Run one stage in this process.
 
     Args:
-        stage: "encode", "denoise" or "decode".
+        stage: "encode", "denoise" or "decode"; or "check", for whether a denoise task can be done.
         task: the stage's task as `request.to_json` gives it.
 
     Returns:
@@ -25,6 +25,9 @@ def carry_out(stage: str, task: Mapping[str, Any], on_progress: OnProgress) -> d
     Raises:
         LowvramError: as the stage does.
     """
+    if stage == "check":
+        check(request.from_json(request.DenoiseTask, task))
+        return {}
     if stage == "encode":
         result = encode(request.from_json(request.EncodeTask, task), on_progress)
     elif stage == "denoise":

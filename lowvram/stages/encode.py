@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 from lowvram import artifacts
 from lowvram.component import use
 from lowvram.devices import choose_device, choose_dtype, dtype_name
-from lowvram.errors import NonFiniteError, translated
+from lowvram.errors import NonFiniteError, RequestError, translated
 from lowvram.families.family import Family
 from lowvram.memory.meter import Meter
 from lowvram.progress import OnProgress, Progress, ignore
 from lowvram.repository import Model
 from lowvram.request import EncodeTask
 from lowvram.stages.result import StageResult, report_stage
-from lowvram.weights.checkpoint import Weights, find_class
+from lowvram.weights.checkpoint import Weights, broken_files_named, find_class
 from lowvram.weights.quantized import Quantized
 from lowvram.weights.whole import Whole
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-Text = tuple[str, ...]  # texts, each once, in the order in which they are first wanted
+Texts = tuple[str, ...]  # texts, each once, in the order in which they are first wanted
 
 
 def encode(task: EncodeTask, on_progress: OnProgress = ignore) -> StageResult:
@@ -95,22 +95,29 @@ def _choose_weights(
     if asked == "auto":
         if device.type == "cuda":
             return Quantized(8, dtype), "the published recipe for GPUs of 8 GB"
-        return Whole(dtype), "no GPU to save memory on"
+        return Whole(dtype), "bitsandbytes is chosen by itself on CUDA GPUs only"
     return (Whole(dtype) if asked == "whole" else Quantized(int(asked[0]), dtype)), "as asked"
 
 
 def _load_tokenizer(model: Model) -> Any:
-    component = model.get_family().component("tokenizer")
-    return find_class(component.class_name).from_pretrained(
-        model.fetch("tokenizer"), local_files_only=True
-    )
+    tokenizer_class = find_class(model.get_family().component("tokenizer").class_name)
+    folder = model.fetch("tokenizer")
+    with broken_files_named(folder):
+        return tokenizer_class.from_pretrained(folder, local_files_only=True)
 
 
-def _prepare(task: EncodeTask, family: Family, tokenizer: Any) -> tuple[list[dict[str, Any]], Text]:
+def _prepare(
+    task: EncodeTask, family: Family, tokenizer: Any
+) -> tuple[list[dict[str, Any]], Texts]:
     """The record of each prompt, and the texts to encode, each once."""
     items: list[dict[str, Any]] = []
     for prompt, negative in zip(task.prompts, task.negative_prompts, strict=True):
         text, tokens, dropped = _readable(prompt, task, family, tokenizer)
+        if not text:
+            raise RequestError(
+                f"nothing is left of the prompt “{prompt[:60]}” after cleaning: "
+                "say it otherwise, or use --no-clean"
+            )
         negative_text, negative_tokens, negative_dropped = _readable(
             negative, task, family, tokenizer
         )
@@ -158,7 +165,7 @@ def _encode_all(
     family: Family,
     tokenizer: Any,
     encoder: "nn.Module",
-    texts: Text,
+    texts: Texts,
     on_progress: OnProgress,
 ) -> "dict[str, dict[str, Tensor]]":
     """Embeddings and mask of each text, on the host."""

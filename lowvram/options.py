@@ -1,0 +1,129 @@
+"""The command line's options, each declared once, and how their text is read."""
+
+import re
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import typer
+
+from lowvram.errors import RequestError
+from lowvram.families.family import Size
+from lowvram.request import DTYPES, MAX_IMAGES, PADDINGS, WEIGHTS
+
+Number = TypeVar("Number", int, float)
+
+Prompts = Annotated[
+    list[str], typer.Argument(metavar="PROMPT…", help="What the pictures shall show.")
+]
+ModelName = Annotated[
+    str,
+    typer.Option(
+        "--model", "-m", help="Short name (pixart-sigma-1024, demo, …), repository or folder."
+    ),
+]
+FileModel = Annotated[
+    str | None,
+    typer.Option("--model", "-m", help="Checked against the model that the file was made for."),
+]
+Revision = Annotated[
+    str | None, typer.Option("--revision", help="Commit, branch or tag of a repository.")
+]
+Negative = Annotated[
+    str, typer.Option("--negative", "-n", help="What the pictures shall not show.")
+]
+Weights = Annotated[
+    str,
+    typer.Option("--weights", help=f"How the text encoder's weights sit: {', '.join(WEIGHTS)}."),
+]
+CleanCaption = Annotated[
+    bool,
+    typer.Option("--clean/--no-clean", help="Clean the prompt as the training captions were."),
+]
+Padding = Annotated[
+    str,
+    typer.Option(
+        "--padding",
+        help=f"Encode real tokens only, or pad as diffusers does: {', '.join(PADDINGS)}.",
+    ),
+]
+MaxTokens = Annotated[
+    int | None, typer.Option("--max-tokens", help="Where prompts are cut; default: the model's.")
+]
+Seed = Annotated[
+    str,
+    typer.Option("--seed", "-s", help="Of the first picture; or a list or range: 7, 1,2,5, 3-6."),
+]
+Images = Annotated[
+    int | None, typer.Option("--images", help="Pictures for each prompt; default: one a seed.")
+]
+Steps = Annotated[int | None, typer.Option("--steps", help="Default: the model's.")]
+Timesteps = Annotated[
+    str | None, typer.Option("--timesteps", help="Instead of --steps: 999,750,500,250.")
+]
+Sigmas = Annotated[
+    str | None, typer.Option("--sigmas", help="Instead of --steps, for schedulers that take them.")
+]
+Guidance = Annotated[
+    float | None, typer.Option("--guidance", "-g", help="Guidance scale; 1 turns it off.")
+]
+PictureSize = Annotated[
+    str | None, typer.Option("--size", help="WIDTHxHEIGHT in px; default: the model's.")
+]
+Binning = Annotated[
+    bool,
+    typer.Option(
+        "--binning/--no-binning",
+        help="Compute at the nearest size the model knows, then resize and crop.",
+    ),
+]
+Eta = Annotated[float, typer.Option("--eta", help="Noise added in each step (DDIM).")]
+Latents = Annotated[
+    Path | None,
+    typer.Option("--latents", help="Safetensors file with `latents` to start from."),
+]
+Dtype = Annotated[str, typer.Option("--dtype", help=f"To compute in: {', '.join(DTYPES)}.")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, xpu, mps.")]
+BatchSize = Annotated[int, typer.Option("--batch-size", help="Pictures per call of the model.")]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, nothing else.")]
+
+
+def parse_size(text: str) -> Size:
+    """Width and height from "WxH" in px.
+
+    Raises:
+        RequestError: not of that form.
+    """
+    match = re.fullmatch(r"\s*(\d{1,6})\s*[xX×]\s*(\d{1,6})\s*", text)
+    if match is None:
+        raise RequestError(f"size {text!r} is not WIDTHxHEIGHT: for example 1024x768")
+    return Size(int(match[1]), int(match[2]))
+
+
+def parse_seeds(text: str) -> int | list[int]:
+    """A seed, or a list with ranges: "7", "1,2,5", "3-6".
+
+    Raises:
+        RequestError: not of that form, or more than `MAX_IMAGES`.
+    """
+    seeds: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d{1,19})(?:\s*-\s*(\d{1,19}))?\s*", part)
+        first = int(match[1]) if match else 0
+        last = int(match[2] or match[1]) if match else -1
+        if last < first or last - first >= MAX_IMAGES:
+            raise RequestError(f"seed {text!r} is not a number, list or range: 7, 1,2,5 or 3-6")
+        seeds += range(first, last + 1)
+    return seeds[0] if len(seeds) == 1 else seeds
+
+
+def parse_numbers(option: str, text: str, kind: type[Number]) -> list[Number]:
+    """Comma-separated numbers of a kind, int or float.
+
+    Raises:
+        RequestError: something in it is no such number.
+    """
+    try:
+        return [kind(part) for part in text.split(",")]
+    except ValueError:
+        what = "whole numbers" if kind is int else "numbers"
+        raise RequestError(f"{option} {text!r} is not a list of {what}: 999,750,500") from None
