@@ -46,13 +46,20 @@ def shares_right(scenes: list[Scene], pictures: list[Image.Image]) -> dict[str, 
     return {name: round(share, 4) for name, share in shares.items()}
 
 
-def measure(count: int, seed: int, sheet_path: Path | None) -> dict[str, object]:
-    """Draw `count` held-out prompts with the product's defaults and judge them."""
+def measure(
+    count: int, seed: int, steps: int | None, guidance_scale: float | None, sheet_path: Path | None
+) -> dict[str, object]:
+    """Draw `count` held-out prompts and judge them; None for the product's default."""
     asked = held_out_prompts(count, seed)
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
         result = lowvram.run(
-            [prompt for _, prompt in asked], model="demo", output=folder, seed=seed, in_process=True
+            [prompt for _, prompt in asked],
+            model="demo",
+            output=folder,
+            seed=range(seed, seed + count),
+            images_per_prompt=1,
+            in_process=True,
         )
         seconds = time.perf_counter() - began
         pictures = [Image.open(image.path).convert("RGB") for image in result.images]
@@ -64,6 +71,8 @@ def measure(count: int, seed: int, sheet_path: Path | None) -> dict[str, object]
         "model": "demo",
         "prompts": count,
         "seed": seed,
+        "steps": steps or "default",
+        "guidance_scale": guidance_scale or "default",
         "right": shares_right([scene for scene, _ in asked], pictures),
         "seconds_per_picture": round(seconds / count, 3),
         "machine": f"{platform.machine()}, CPU",
@@ -75,10 +84,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--count", type=int, default=100, help="prompts to draw")
     parser.add_argument("--seed", type=int, default=0, help="of the prompts and of the noise")
+    parser.add_argument("--steps", type=int, help="instead of the model's default")
+    parser.add_argument("--guidance-scale", type=float, help="instead of the model's default")
     parser.add_argument("--sheet", type=Path, help="write all pictures to this PNG")
     parser.add_argument("--output", type=Path, default=RESULTS, help="result file")
     options = parser.parse_args()
-    figures = measure(options.count, options.seed, options.sheet)
+    figures = measure(
+        options.count, options.seed, options.steps, options.guidance_scale, options.sheet
+    )
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(figures, indent=2) + "\n")
     print(json.dumps(figures, separators=(",", ":")))

@@ -302,6 +302,8 @@ def exit_code(arguments: Sequence[str]) -> int:
     """Carry out a command line and return its exit code (see errors.py)."""
     try:
         code = app(list(arguments), standalone_mode=False)
+        if code == errors.INTERRUPTED_EXIT_CODE:  # what typer makes of Ctrl-C
+            return _interrupted()
         return code if isinstance(code, int) else 0
     except errors.LowvramError as error:
         print(f"lowvram: {error}", file=sys.stderr)
@@ -318,8 +320,6 @@ def exit_code(arguments: Sequence[str]) -> int:
         if hasattr(error, "format_message"):  # click's: an unknown option, a missing argument
             print(f"lowvram: {error.format_message()} (see lowvram --help)", file=sys.stderr)
             return errors.RequestError.exit_code
-        if type(error).__name__ == "Abort":  # what typer makes of Ctrl-C
-            return _interrupted()
         raise
 
 

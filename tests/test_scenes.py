@@ -119,6 +119,6 @@ def test_captions_are_many_and_their_articles_right() -> None:
     rng = random.Random(3)
     texts = {caption(DEFAULT, rng) for _ in range(500)}
     assert len(texts) > 60
-    assert any("background" not in text and "white" not in text for text in texts)
+    assert "a blue star" in texts  # all that is default left out
     for _ in range(2000):
         assert not re.search(r"\ba [aeiou]|\ban [^aeiou]", caption(random_scene(rng), rng))

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from lowvram.errors import RequestError
 from lowvram.families.family import Config, Size
 from lowvram.families.pixart import FAMILY, SDXL_VAE, XL_2
+from lowvram.options import parse_seeds, parse_size
 from lowvram.pixels.fit import cover_size, fit
-from lowvram.request import parse_seeds, parse_size
 
 TABLES = {
     32: pipeline_pixart_alpha.ASPECT_RATIO_256_BIN,

@@ -95,7 +95,7 @@ def _choose_weights(
     if asked == "auto":
         if device.type == "cuda":
             return Quantized(8, dtype), "the published recipe for GPUs of 8 GB"
-        return Whole(dtype), "bitsandbytes is chosen by itself on CUDA GPUs only"
+        return Whole(dtype), "no CUDA GPU here"
     return (Whole(dtype) if asked == "whole" else Quantized(int(asked[0]), dtype)), "as asked"
 
 
