@@ -57,8 +57,11 @@ def measure(
             [prompt for _, prompt in asked],
             model="demo",
             output=folder,
+            # A noise of its own for each: one noise for all would err alike in all of them.
             seed=range(seed, seed + count),
             images_per_prompt=1,
+            steps=steps,
+            guidance_scale=guidance_scale,
             in_process=True,
         )
         seconds = time.perf_counter() - began

@@ -12,6 +12,7 @@ import argparse
 import os
 import random
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, PixArtTransformer2DModel
@@ -47,6 +48,7 @@ BATCH = 64  # latents in a denoiser step
 PICTURES = 20_000  # cached latents to train the denoiser on
 HELD_OUT = 128  # cached latents of held-out scenes
 CROP = 64  # px
+Pairs = list[tuple[Tensor, Tensor]]  # of each attribute: logits [batch, values], truth [batch]
 VALUES = (SHAPES, tuple(COLOURS), tuple(COLOURS), tuple(PLACES), tuple(SIZES))
 
 
@@ -75,7 +77,7 @@ def train_text(folder: Path, log: Log, tokenizer: T5Tokenizer) -> T5EncoderModel
     encoder = networks.make_text_encoder(tokenizer)
     parts = nn.ModuleDict({"encoder": encoder, "readers": Readers(encoder.config.d_model)})
 
-    def read(parts: nn.ModuleDict, scenes: list[Scene], rng: random.Random) -> list[tuple]:
+    def read(parts: nn.ModuleDict, scenes: list[Scene], rng: random.Random) -> Pairs:
         captions = [caption(scene, rng) for scene in scenes]
         logits = parts["readers"](*embed(tokenizer, parts["encoder"], captions))
         said = zip(*(scene.said for scene in scenes), strict=True)
@@ -86,7 +88,8 @@ def train_text(folder: Path, log: Log, tokenizer: T5Tokenizer) -> T5EncoderModel
 
     def loss_at(rng: random.Random, progress: float) -> tuple[Tensor, Figures]:
         scenes = [random_scene(rng) for _ in range(64 // workers())]
-        return sum(F.cross_entropy(*pair) for pair in read(parts, scenes, rng)), {}
+        losses = [F.cross_entropy(*pair) for pair in read(parts, scenes, rng)]
+        return torch.stack(losses).sum(), {}
 
     @torch.no_grad()
     def watch(parts: nn.ModuleDict, step: int) -> Figures:
@@ -125,7 +128,8 @@ def train_vae(folder: Path, log: Log) -> AutoencoderKL:
 
     @torch.no_grad()
     def watch(parts: nn.ModuleDict, step: int) -> Figures:
-        seen = parts["vae"].decode(parts["vae"].encode(held_out).latent_dist.mean).sample
+        averaged: Any = parts["vae"]
+        seen = averaged.decode(averaged.encode(held_out).latent_dist.mean).sample
         pairs = torch.stack([held_out, seen], dim=1).flatten(0, 1)
         sheet([from_tensor(pixels) for pixels in pairs], columns=8).save(folder / "vae.png")
         error = (seen.clamp(-1, 1) - held_out) / 2

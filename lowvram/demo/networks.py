@@ -182,6 +182,7 @@ def _start_as_thumbnail(vae: AutoencoderKL) -> None:
 def _carry(conv: torch.nn.Conv2d, taps: list[tuple[int, int, float]]) -> None:
     """Make the first eight channels pass through `conv`, weighted by (row, column, weight) taps."""
     carried = torch.arange(8)
+    assert conv.bias is not None
     conv.weight[:8] = 0.0
     conv.bias[:8] = 0.0
     for row, column, weight in taps:

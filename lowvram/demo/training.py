@@ -12,7 +12,7 @@ import math
 import os
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -134,7 +134,7 @@ def fit(
     wait_for_all()
 
 
-def save(state: dict[str, object], path: Path) -> None:
+def save(state: Mapping[str, object], path: Path) -> None:
     """Write atomically: a stop leaves the old file or the new one, never half of one."""
     draft = path.with_suffix(".draft")
     torch.save(state, draft)

@@ -93,7 +93,7 @@ class PixArtSigma(Family):
         "pixart-sigma-2k": Published(
             "PixArt-alpha/PixArt-Sigma-XL-2-2K-MS", base="pixart-sigma-1024"
         ),
-        "demo": Published("demo/model", bundled=True, steps=20, guidance_scale=3.0),
+        "demo": Published("demo/model", bundled=True, steps=20, guidance_scale=1.5),
     }
     base = "pixart-sigma-1024"
     default_steps = 20  # PixArtSigmaPipeline.__call__, as the three below
