@@ -31,6 +31,7 @@ def encode(
     clean_caption: bool = True,
     padding: str = "none",
     max_tokens: int | None = None,
+    stage_budget: int | None = None,
     revision: str | None = None,
     on_progress: OnProgress = ignore,
 ) -> StageResult:
@@ -50,6 +51,7 @@ def encode(
         clean_caption=clean_caption,
         padding=padding,
         max_tokens=max_tokens,
+        stage_budget=stage_budget,
     )
     return encode_stage.encode(task, on_progress)
 
@@ -69,9 +71,11 @@ def denoise(
     binning: bool = True,
     eta: float = 0.0,
     latents: str | Path | None = None,
+    weights: str = "auto",
     dtype: str = "auto",
     device: str = "auto",
     batch_size: int = 1,
+    stage_budget: int | None = None,
     callback: Callback | None = None,
     callback_steps: int = 1,
     on_progress: OnProgress = ignore,
@@ -101,9 +105,11 @@ def denoise(
         binning=binning,
         eta=eta,
         latents=latents,
+        weights=weights,
         dtype=dtype,
         device=device,
         batch_size=batch_size,
+        stage_budget=stage_budget,
     )
     return denoise_stage.denoise(task, on_progress, callback, callback_steps)
 
@@ -113,15 +119,18 @@ def decode(
     *,
     output: str | Path,
     model: str | None = None,
+    pixels: str = "auto",
     dtype: str = "auto",
     device: str = "auto",
     batch_size: int = 1,
+    stage_budget: int | None = None,
     on_progress: OnProgress = ignore,
 ) -> StageResult:
     """Latents to pictures, with the VAE alone. Arguments: `request.resolve_decode`.
 
     Args:
         model: None for the one that the latents were made for.
+        pixels: how the VAE decodes, "auto", "whole", "strips" or "blended".
 
     Raises:
         LowvramError: see errors.py.
@@ -131,8 +140,10 @@ def decode(
         latents,
         model_of(Path(latents), header, model),
         output,
+        decode=pixels,
         dtype=dtype,
         device=device,
         batch_size=batch_size,
+        stage_budget=stage_budget,
     )
     return decode_stage.decode(task, on_progress)

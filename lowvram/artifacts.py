@@ -168,7 +168,7 @@ def write_bytes(path: Path, data: bytes) -> None:
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
         temporary = None
-        _fsync_folder(path.parent)
+        fsync_folder(path.parent)
     except OSError as error:
         error.filename = str(path)
         raise storage_error(error, "saving") from None
@@ -262,7 +262,7 @@ def _umask() -> int:
     return mask
 
 
-def _fsync_folder(folder: Path) -> None:
+def fsync_folder(folder: Path) -> None:
     if os.name != "posix":  # Windows cannot open a folder for this
         return
     descriptor = os.open(folder, os.O_RDONLY)

@@ -21,6 +21,7 @@ from lowvram.options import (
     BatchSize,
     Binning,
     CleanCaption,
+    Decode,
     Device,
     Dtype,
     Eta,
@@ -33,19 +34,23 @@ from lowvram.options import (
     Negative,
     Padding,
     PictureSize,
+    PreparedWeights,
     Prompts,
     Revision,
     Seed,
     Sigmas,
+    StageBudget,
     Steps,
     Timesteps,
+    TransformerWeights,
     Weights,
+    parse_bytes,
     parse_numbers,
     parse_seeds,
     parse_size,
 )
 from lowvram.repository import DEFAULT_MODEL
-from lowvram.request import WEIGHTS
+from lowvram.request import TRANSFORMER_WEIGHTS, WEIGHTS
 
 if TYPE_CHECKING:
     from lowvram.progress import OnProgress
@@ -78,6 +83,7 @@ def encode(
     clean: CleanCaption = True,
     padding: Padding = "none",
     max_tokens: MaxTokens = None,
+    stage_budget: StageBudget = None,
     revision: Revision = None,
     as_json: AsJson = False,
 ) -> None:
@@ -101,6 +107,7 @@ def encode(
             clean_caption=clean,
             padding=padding,
             max_tokens=max_tokens,
+            stage_budget=parse_bytes("--stage-budget", stage_budget),
             revision=revision,
             on_progress=on_progress,
         )
@@ -124,9 +131,11 @@ def denoise(
     binning: Binning = True,
     eta: Eta = 0.0,
     latents: Latents = None,
+    weights: TransformerWeights = "auto",
     dtype: Dtype = "auto",
     device: Device = "auto",
     batch_size: BatchSize = 1,
+    stage_budget: StageBudget = None,
     as_json: AsJson = False,
 ) -> None:
     """Embeddings to latents, with the transformer alone on the device.
@@ -152,9 +161,11 @@ def denoise(
             binning=binning,
             eta=eta,
             latents=latents,
+            weights=weights,
             dtype=dtype,
             device=device,
             batch_size=batch_size,
+            stage_budget=parse_bytes("--stage-budget", stage_budget),
             on_progress=on_progress,
         )
     files = {"path": None, "embeds": str(embeds), "latents": str(output)}
@@ -166,9 +177,11 @@ def decode(
     latents: Annotated[Path, typer.Argument(help="What denoise wrote.")],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="x.png")] = None,
     model: FileModel = None,
+    pixels: Decode = "auto",
     dtype: Dtype = "auto",
     device: Device = "auto",
     batch_size: BatchSize = 1,
+    stage_budget: StageBudget = None,
     as_json: AsJson = False,
 ) -> None:
     """Latents to pictures, with the VAE alone on the device.
@@ -183,9 +196,11 @@ def decode(
             latents,
             output=output or _beside(latents, ".png"),
             model=model,
+            pixels=pixels,
             dtype=dtype,
             device=device,
             batch_size=batch_size,
+            stage_budget=parse_bytes("--stage-budget", stage_budget),
             on_progress=on_progress,
         )
     files = {"embeds": None, "latents": str(latents)}
@@ -207,6 +222,15 @@ def run(
             "--encoder-weights", help=f"How the text encoder's weights sit: {', '.join(WEIGHTS)}."
         ),
     ] = "auto",
+    transformer_weights: Annotated[
+        str,
+        typer.Option(
+            "--transformer-weights",
+            help=f"How the transformer's weights sit: {', '.join(TRANSFORMER_WEIGHTS)}.",
+        ),
+    ] = "auto",
+    pixels: Decode = "auto",
+    stage_budget: StageBudget = None,
     seed: Seed = "0",
     images: Images = None,
     steps: Steps = None,
@@ -243,6 +267,9 @@ def run(
             output,
             negative_prompt=negative,
             encoder_weights=encoder_weights,
+            transformer_weights=transformer_weights,
+            decode=pixels,
+            stage_budget=parse_bytes("--stage-budget", stage_budget),
             clean_caption=clean,
             padding=padding,
             max_tokens=max_tokens,
@@ -269,6 +296,58 @@ def run(
         for image in result.images:
             print(image.path)
         print(f"\n{result.table()}")
+
+
+@app.command()
+def prepare(
+    model: Annotated[
+        str | None,
+        typer.Argument(help="Short name (pixart-sigma-1024, demo, …), repository or folder."),
+    ] = None,
+    weights: PreparedWeights = "bf16",
+    to: Annotated[
+        Path | None, typer.Option("--to", help="Folder to put it in; default: the cache.")
+    ] = None,
+    show: Annotated[
+        bool, typer.Option("--list", help="Show what is prepared, with sizes.")
+    ] = False,
+    remove: Annotated[
+        str | None,
+        typer.Option("--remove", metavar="NAME", help="Delete: a name from the list, or a model."),
+    ] = None,
+    revision: Revision = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write once what every later run reads: half of what is published, or a quarter.
+
+    \b
+    lowvram prepare pixart-sigma-1024 --weights 8bit
+    lowvram prepare --list
+    """
+    from lowvram import prepared
+
+    if (model is not None) + show + (remove is not None) != 1:
+        raise errors.RequestError("name a model to prepare, or use --list or --remove NAME")
+    if remove is not None:
+        freed = prepared.remove(remove)
+        if as_json:
+            _print_json({"freed_bytes": freed})
+        else:
+            print(f"freed {freed / 1e6:,.1f} MB")
+        return
+    entries = prepared.list_prepared()
+    if model is not None:
+        from lowvram.repository import resolve
+
+        with _terminal() as on_progress:
+            from lowvram.stages.prepare import prepare as write
+
+            made = write(resolve(model, revision), weights, to, on_progress)
+        entries = [each for each in prepared.list_prepared() if each.prepared in made]
+    if as_json:
+        _print_json({"prepared": [each.to_json() for each in entries]})
+    for each in () if as_json else entries:
+        print(f"{each.bytes / 1e6:10,.1f} MB  {each.state:<10}  {each.name}  {each.path}")
 
 
 @app.command()

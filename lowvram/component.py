@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from lowvram.memory.meter import Meter
-from lowvram.weights.checkpoint import Weights, counted_bytes, find_class, named_tensors
+from lowvram.weights.checkpoint import Loaded, Weights, find_class, named_tensors
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
 
 T = TypeVar("T")
 
@@ -29,7 +28,7 @@ class Used(Generic[T]):
 
     Attributes:
         result: of the work.
-        weights_bytes: counted while the component was loaded.
+        weights_bytes: what the weights held on the device at most.
         left_behind: names of its tensors that are still alive after the release.
     """
 
@@ -44,7 +43,7 @@ def use(
     weights: Weights,
     device: "torch.device",
     meter: Meter,
-    work: "Callable[[nn.Module], T]",
+    work: Callable[[Loaded], T],
 ) -> Used[T]:
     """Load a component, do `work` with it, release it.
 
@@ -58,22 +57,28 @@ def use(
     """
     import torch
 
+    loaded = None
     try:
         with torch.inference_mode():
             model_class = find_class(class_name)  # imports for seconds: not part of loading
             with meter.phase("load"):
-                model = weights.load(model_class, folder, device)
-            size = counted_bytes(model)
-            watched = {name: weakref.ref(tensor) for name, tensor in named_tensors(model).items()}
+                loaded = weights.load(model_class, folder, device)
+            size = loaded.weights_bytes
+            watched = {
+                name: weakref.ref(tensor) for name, tensor in named_tensors(loaded.model).items()
+            }
             with meter.phase("compute"):
-                result = work(model)
+                result = work(loaded)
         with meter.phase("release"):
-            del model
+            loaded.close()
+            loaded = None
             flush(device)
     except BaseException as error:
         # Whoever keeps the error (a notebook does) must not keep the weights through its frames.
         traceback.clear_frames(error.__traceback__)
-        model = None  # noqa: F841 - drops the last reference
+        if loaded is not None:
+            loaded.close()
+        loaded = None  # drops the last reference
         flush(device)
         raise
     left = [name for name, tensor in watched.items() if tensor() is not None]

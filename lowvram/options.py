@@ -8,7 +8,15 @@ import typer
 
 from lowvram.errors import RequestError
 from lowvram.families.family import Size
-from lowvram.request import DTYPES, MAX_IMAGES, PADDINGS, WEIGHTS
+from lowvram.prepared import WEIGHTS as PREPARED_WEIGHTS
+from lowvram.request import (
+    DECODES,
+    DTYPES,
+    MAX_IMAGES,
+    PADDINGS,
+    TRANSFORMER_WEIGHTS,
+    WEIGHTS,
+)
 
 Number = TypeVar("Number", int, float)
 
@@ -34,6 +42,26 @@ Negative = Annotated[
 Weights = Annotated[
     str,
     typer.Option("--weights", help=f"How the text encoder's weights sit: {', '.join(WEIGHTS)}."),
+]
+TransformerWeights = Annotated[
+    str,
+    typer.Option(
+        "--weights", help=f"How the transformer's weights sit: {', '.join(TRANSFORMER_WEIGHTS)}."
+    ),
+]
+Decode = Annotated[
+    str, typer.Option("--decode", help=f"How the VAE decodes: {', '.join(DECODES)}.")
+]
+PreparedWeights = Annotated[
+    str,
+    typer.Option(
+        "--weights",
+        help=f"{', '.join(PREPARED_WEIGHTS)}; 8bit and 4bit are of the text encoder only.",
+    ),
+]
+StageBudget = Annotated[
+    str | None,
+    typer.Option("--stage-budget", help="What a stage may hold on the device: 0.5GiB, 800MB."),
 ]
 CleanCaption = Annotated[
     bool,
@@ -97,6 +125,21 @@ def parse_size(text: str) -> Size:
     if match is None:
         raise RequestError(f"size {text!r} is not WIDTHxHEIGHT: for example 1024x768")
     return Size(int(match[1]), int(match[2]))
+
+
+def parse_bytes(option: str, text: str | None) -> int | None:
+    """A size such as "0.5GiB", "800MB" or "2G" (= GiB) in bytes; None stays None.
+
+    Raises:
+        RequestError: not of that form.
+    """
+    if text is None:
+        return None
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt])(i?b)?\s*", text.lower())
+    if match is None:
+        raise RequestError(f"{option} {text!r} is not a size: for example 0.5GiB or 800MB")
+    base = 1000 if match[3] == "b" else 1024
+    return int(float(match[1]) * base ** ("kmgt".index(match[2]) + 1))
 
 
 def parse_seeds(text: str) -> int | list[int]:

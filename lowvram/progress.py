@@ -9,9 +9,9 @@ class Progress:
     """One step forward.
 
     Attributes:
-        stage: "encode", "denoise" or "decode".
+        stage: "encode", "denoise", "decode" or "prepare".
         doing: what is under way, for people: "loading the text encoder".
-        done, total: in steps, texts or pictures; total 0 where it is not known.
+        done, total: in steps, texts, blocks, pictures or MB; total 0 where it is not known.
     """
 
     stage: str

@@ -18,7 +18,9 @@ from lowvram.errors import ArtifactError, ModelError, RequestError, StorageError
 from lowvram.families.family import Size
 from lowvram.repository import Model, resolve
 
-WEIGHTS = ("auto", "whole", "8bit", "4bit")
+WEIGHTS = ("auto", "whole", "8bit", "4bit", "stream")
+TRANSFORMER_WEIGHTS = ("auto", "whole", "stream")
+DECODES = ("auto", "whole", "strips", "blended")
 DTYPES = ("auto", "fp32", "bf16", "fp16")
 PADDINGS = ("none", "max")
 MAX_SEED = 2**63 - 1
@@ -39,6 +41,7 @@ class EncodeTask:
     clean_caption: bool
     padding: str
     max_tokens: int
+    stage_budget: int  # bytes that the stage may hold on the device; 0 for no bound
 
 
 @dataclass(frozen=True)
@@ -58,9 +61,11 @@ class DenoiseTask:
     rendered: tuple[int, int]
     eta: float
     latents: str  # a file of starting latents, "" to draw them
+    weights: str
     dtype: str
     device: str
     batch_size: int
+    stage_budget: int
 
     @property
     def asks_the_scheduler(self) -> bool:
@@ -75,9 +80,11 @@ class DecodeTask:
     model: dict[str, Any]
     latents: str
     output: str
+    decode: str
     dtype: str
     device: str
     batch_size: int
+    stage_budget: int
 
 
 AnyTask = EncodeTask | DenoiseTask | DecodeTask
@@ -107,16 +114,19 @@ def resolve_encode(
     clean_caption: bool = True,
     padding: str = "none",
     max_tokens: int | None = None,
+    stage_budget: int | None = None,
 ) -> EncodeTask:
     """Check what was asked of the encode stage.
 
     Args:
         prompts: one or many; each must say something.
         negative_prompt: one for all, or one for each.
-        weights: how the text encoder's weights sit; "auto" takes 8bit on a GPU, else whole.
+        weights: how the text encoder's weights sit; "auto" takes 8bit on a GPU, else whole, and
+            with a budget whole where it fits, else stream.
         clean_caption: clean the text as the model's training captions were.
         padding: "none" encodes real tokens only; "max" pads as the diffusers pipeline does.
         max_tokens: at which text is cut; None for the family's limit.
+        stage_budget: bytes that the stage may hold on the device; None for no bound.
 
     Raises:
         RequestError: names the value and the way out.
@@ -150,6 +160,7 @@ def resolve_encode(
         clean_caption=clean_caption,
         padding=_one_of("--padding", padding, PADDINGS),
         max_tokens=_in_range("--max-tokens", limit if max_tokens is None else max_tokens, 2, limit),
+        stage_budget=_budget(stage_budget),
     )
 
 
@@ -169,9 +180,11 @@ def resolve_denoise(
     binning: bool = True,
     eta: float = 0.0,
     latents: str | Path | None = None,
+    weights: str = "auto",
     dtype: str = "auto",
     device: str = "auto",
     batch_size: int = 1,
+    stage_budget: int | None = None,
 ) -> DenoiseTask:
     """Check what was asked of the denoise stage.
 
@@ -188,7 +201,10 @@ def resolve_denoise(
         eta: noise added in each step, for schedulers that take it (DDIM).
         latents: a safetensors file with `latents` `[pictures, channels, height, width]`, standard
             normal, to start from instead of drawing noise.
+        weights: how the transformer's weights sit; "auto" takes whole, and with a budget that it
+            does not fit, stream.
         batch_size: pictures per call of the transformer.
+        stage_budget: bytes that the stage may hold on the device; None for no bound.
 
     Raises:
         RequestError: names the value and the way out.
@@ -229,9 +245,11 @@ def resolve_denoise(
         rendered=(rendered.width, rendered.height),
         eta=float(eta),
         latents="" if latents is None else str(latents),
+        weights=_one_of("--weights", weights, TRANSFORMER_WEIGHTS),
         dtype=_one_of("--dtype", dtype, DTYPES),
         device=device,
         batch_size=_in_range("--batch-size", batch_size, 1, 4096),
+        stage_budget=_budget(stage_budget),
     )
 
 
@@ -240,16 +258,21 @@ def resolve_decode(
     model: Model,
     output: str | Path,
     *,
+    decode: str = "auto",
     dtype: str = "auto",
     device: str = "auto",
     batch_size: int = 1,
+    stage_budget: int | None = None,
 ) -> DecodeTask:
     """Check what was asked of the decode stage.
 
     Args:
         latents: path of the denoise stage's file.
         output: the picture, or for several a pattern: x.png becomes x-0.png, x-1.png, …
+        decode: "whole", "strips" (the same pixels) or "blended" (diffusers' tiles, not the same);
+            "auto" takes whole, and with a budget that it does not fit, strips.
         batch_size: pictures per call of the VAE.
+        stage_budget: bytes that the stage may hold on the device; None for no bound.
 
     Raises:
         RequestError: names the value and the way out.
@@ -263,9 +286,11 @@ def resolve_decode(
         model=model.record(),
         latents=str(latents),
         output=str(output),
+        decode=_one_of("--decode", decode, DECODES),
         dtype=_one_of("--dtype", dtype, DTYPES),
         device=device,
         batch_size=_in_range("--batch-size", batch_size, 1, 4096),
+        stage_budget=_budget(stage_budget),
     )
 
 
@@ -352,6 +377,13 @@ def _one_of(option: str, value: str, allowed: Sequence[str]) -> str:
     if value not in allowed:
         raise RequestError(f"{option} {value} is not known: use {', '.join(allowed)}")
     return value
+
+
+def _budget(size: int | None) -> int:
+    """Bytes; 0 for no bound."""
+    if size is not None and size < 1 << 20:
+        raise RequestError(f"--stage-budget {size} bytes is under 1 MiB: write it as 0.5GiB")
+    return size or 0
 
 
 def _in_range(option: str, value: int, least: int, most: int) -> int:

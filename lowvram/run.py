@@ -82,6 +82,9 @@ def run(
     *,
     negative_prompt: str | Sequence[str] = "",
     encoder_weights: str = "auto",
+    transformer_weights: str = "auto",
+    decode: str = "auto",
+    stage_budget: int | None = None,
     clean_caption: bool = True,
     padding: str = "none",
     max_tokens: int | None = None,
@@ -130,6 +133,7 @@ def run(
                 clean_caption=clean_caption,
                 padding=padding,
                 max_tokens=max_tokens,
+                stage_budget=stage_budget,
             ),
             resolve_denoise(
                 embeds,
@@ -146,12 +150,21 @@ def run(
                 binning=binning,
                 eta=eta,
                 latents=latents,
+                weights=transformer_weights,
                 dtype=dtype,
                 device=device,
                 batch_size=batch_size,
+                stage_budget=stage_budget,
             ),
             resolve_decode(
-                clean, found, picture, dtype=dtype, device=device, batch_size=batch_size
+                clean,
+                found,
+                picture,
+                decode=decode,
+                dtype=dtype,
+                device=device,
+                batch_size=batch_size,
+                stage_budget=stage_budget,
             ),
         ]
         results = _run_stages(tasks, processes, on_progress)

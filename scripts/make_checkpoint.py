@@ -31,13 +31,14 @@ from torch import Tensor, nn
 from lowvram.errors import LowvramError, RequestError, translated
 from lowvram.families import all_families
 from lowvram.families.family import Component, Config, Family
+from lowvram.weights.tensor_files import Spec, write_file
 
 WEIGHTED = ("text_encoder", "transformer", "vae")
 SIZES = ("tiny", "published")
-DTYPES = {  # torch's, and the name that safetensors has for it
-    "float32": (torch.float32, "F32"),
-    "bfloat16": (torch.bfloat16, "BF16"),
-    "float16": (torch.float16, "F16"),
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
 }
 SETTINGS = ".make_checkpoint.json"  # what the folder was made with; empty until it is finished
 
@@ -196,7 +197,7 @@ def _write_model(folder: Path, role: str, model: Any, dtype: str, shard: str, se
         model.save_config(folder)
         stem, shard = "diffusion_pytorch_model", "1TB"
     draws = _draws(model)
-    tensors = {name: draw.tensor.to(DTYPES[dtype][0]) for name, draw in draws.items()}
+    tensors = {name: draw.tensor.to(DTYPES[dtype]) for name, draw in draws.items()}
     log.info("%s: %s parameters in %s", role, f"{model.num_parameters():,}", dtype)
     split = split_torch_state_dict_into_shards(
         tensors, filename_pattern=stem + "{suffix}.safetensors", max_shard_size=shard
@@ -236,19 +237,12 @@ def _draw(model: Any, name: str, tensor: Tensor) -> Draw:
 
 def _write_file(path: Path, draws: Mapping[str, Draw], dtype: str, seed: str) -> int:
     """Write a safetensors file piece by piece (its own writer needs all at once); its bytes."""
-    torch_dtype, dtype_name = DTYPES[dtype]
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for name, draw in draws.items():
-        offsets = [end, end := end + draw.tensor.numel() * torch_dtype.itemsize]
-        header[name] = {"dtype": dtype_name, "shape": [*draw.tensor.shape], "data_offsets": offsets}
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    with open(path, "wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for name, draw in draws.items():
-            for piece in draw.pieces(f"{seed} {name}"):
-                file.write(piece.to(torch_dtype).view(torch.uint8).numpy().data)
+    kind = DTYPES[dtype]
+    specs = [Spec(name, kind, tuple(draw.tensor.shape)) for name, draw in draws.items()]
+    pieces = (
+        piece.to(kind) for name, draw in draws.items() for piece in draw.pieces(f"{seed} {name}")
+    )
+    write_file(path, specs, pieces)
     return path.stat().st_size
 
 

@@ -1,10 +1,19 @@
 """Fixtures that several test files use."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from scripts.make_checkpoint import make_checkpoint
+
+
+@pytest.fixture(autouse=True, scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test sees what its user has prepared."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LOWVRAM_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="session")

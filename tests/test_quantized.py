@@ -34,7 +34,7 @@ def test_t5_xxl_keeps_its_budget(bits: int, budget: float) -> None:
 @pytest.mark.parametrize("bits", [8, 4])
 def test_the_count_is_what_loading_takes(bits: int, tiny: Path) -> None:
     strategy = Quantized(bits, torch.bfloat16)
-    model = strategy.load(transformers.T5EncoderModel, tiny / "text_encoder", CPU)
+    model = strategy.load(transformers.T5EncoderModel, tiny / "text_encoder", CPU).model
     kind = {8: "Linear8bitLt", 4: "Linear4bit"}[bits]
     quantised = [name for name, module in model.named_modules() if type(module).__name__ == kind]
     layers = FAMILY.tiny_configs["text_encoder"]["num_layers"]
@@ -62,15 +62,17 @@ def test_smaller_strategies_are_smaller_and_close(tiny: Path, tmp_path: Path) ->
 
 def test_quantised_folders_are_not_taken_for_something_else(tiny: Path, tmp_path: Path) -> None:
     folder = tmp_path / "8bit"
-    model = Quantized(8, torch.bfloat16).load(
-        transformers.T5EncoderModel, tiny / "text_encoder", CPU
+    model = (
+        Quantized(8, torch.bfloat16)
+        .load(transformers.T5EncoderModel, tiny / "text_encoder", CPU)
+        .model
     )
     model.save_pretrained(folder)
     for strategy in (Quantized(4, torch.bfloat16), Whole(torch.bfloat16)):
         with pytest.raises(errors.ModelError, match="is quantised already"):
             strategy.load(transformers.T5EncoderModel, folder, CPU)
     again = Quantized(8, torch.bfloat16).load(transformers.T5EncoderModel, folder, CPU)
-    assert counted_bytes(again) == counted_bytes(model)
+    assert counted_bytes(again.model) == counted_bytes(model)
 
 
 def test_missing_weights_are_an_error_and_not_random(tiny: Path, tmp_path: Path) -> None:

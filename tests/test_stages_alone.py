@@ -10,6 +10,7 @@ import torch
 import lowvram
 from lowvram import component, errors
 from lowvram.memory.meter import Meter
+from lowvram.weights.checkpoint import Loaded
 from lowvram.weights.whole import Whole
 
 
@@ -49,24 +50,24 @@ def test_each_stage_needs_its_own_weights_only(tiny: Path, tmp_path: Path) -> No
 def test_release_leaves_nothing_and_names_what_stays(tiny: Path) -> None:
     kept: list[torch.Tensor] = []
 
-    def lend(work: "component.Callable[[torch.nn.Module], object]") -> component.Used[object]:
+    def lend(work: "component.Callable[[Loaded], object]") -> component.Used[object]:
         cpu = torch.device("cpu")
         name, folder = "diffusers.AutoencoderKL", tiny / "vae"
         return component.use(name, folder, Whole(torch.float32), cpu, Meter(cpu), work)
 
-    used = lend(lambda vae: sum(p.numel() for p in vae.parameters()))
+    used = lend(lambda vae: sum(p.numel() for p in vae.model.parameters()))
     assert used.left_behind == []
     assert used.weights_bytes >= 4 * used.result > 0
 
-    leaked = lend(lambda vae: kept.append(vae.decoder.conv_in.weight))
+    leaked = lend(lambda vae: kept.append(vae.model.decoder.conv_in.weight))
     assert leaked.left_behind == ["decoder.conv_in.weight"]
 
 
 def test_an_error_that_is_kept_keeps_no_weights(tiny: Path) -> None:
     cpu, watched = torch.device("cpu"), []
 
-    def fail(vae: torch.nn.Module) -> None:
-        watched.append(weakref.ref(vae.decoder.conv_in.weight))
+    def fail(vae: Loaded) -> None:
+        watched.append(weakref.ref(vae.model.decoder.conv_in.weight))
         raise MemoryError
 
     with pytest.raises(MemoryError) as kept:

@@ -62,8 +62,8 @@ def decode(task: DecodeTask, on_progress: OnProgress = ignore) -> StageResult:
             Whole(dtype),
             device,
             meter,
-            lambda vae: _decode_all(
-                task, model, vae, tensors["latents"], records, paths, on_progress
+            lambda loaded: _decode_all(
+                task, model, loaded.model, tensors["latents"], records, paths, on_progress
             ),
         )
     report = report_stage(

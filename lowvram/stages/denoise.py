@@ -6,26 +6,28 @@ for each picture: a seed draws the same noise on every device, in every dtype an
 
 import hashlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lowvram import artifacts
+from lowvram import artifacts, prepared
 from lowvram.component import use
 from lowvram.devices import choose_device, choose_dtype, dtype_name
 from lowvram.errors import NonFiniteError, RequestError, first_line, translated
-from lowvram.families.family import Size
+from lowvram.families.family import Family, Size
 from lowvram.memory.meter import Meter
 from lowvram.progress import OnProgress, Progress, ignore
 from lowvram.repository import Model
 from lowvram.request import DenoiseTask
 from lowvram.stages.result import StageResult, in_batches, report_stage
+from lowvram.stages.savings import Savings, chunk_feed_forward, guided, real_tokens
 from lowvram.stages.schedule import scheduler_maker, step_options
-from lowvram.weights.whole import Whole
+from lowvram.weights.checkpoint import Loaded
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    import torch
+    from torch import Tensor
 
 log = logging.getLogger(__name__)
 
@@ -53,30 +55,46 @@ def denoise(
     if callback_steps < 1:
         raise RequestError(f"callback_steps {callback_steps} is out of range: 1 or more")
     embeds_header, embeds = artifacts.read(Path(task.embeds), "embeds")
+    from lowvram.stages.placement import place_transformer  # imports torch
+
     model = Model.from_record(task.model)
     component = model.get_family().component("transformer")
     device = choose_device(task.device)
     dtype, dtype_reason = choose_dtype(task.dtype, component.dtype, device)
-    reasons = ["weights whole: the only strategy so far", f"{dtype_name(dtype)}: {dtype_reason}"]
-    log.info("denoise on %s, %s", device, "; ".join(reasons))
-
     items = _items(task, embeds_header.items)
     make_scheduler = scheduler_maker(task, model)
     make_scheduler("cpu")  # refuses what it cannot do, before anything is loaded
     starts = _starts(task, model, items, embeds)
     with translated("denoise"):
         meter = Meter(device)
+        placed = place_transformer(
+            model,
+            task.weights,
+            dtype,
+            device,
+            task.stage_budget,
+            (min(task.batch_size, len(starts)), *_latent_shape(task, model)),
+            max((text for start in starts for text in start.texts()), key=_tokens),
+            task.guidance_scale > 1,
+        )
+        folder, note = prepared.fetch(model, "transformer", "whole", dtype_name(dtype))
+        reasons = [
+            f"weights {placed.weights.name}: {placed.reason}",
+            f"{dtype_name(dtype)}: {dtype_reason}",
+            *([note] if note else []),
+        ]
+        log.info("denoise on %s, %s", device, "; ".join(reasons))
         on_progress(Progress("denoise", "loading the transformer"))
         used = use(
             component.class_name,
-            model.fetch("transformer"),
-            Whole(dtype),
+            folder,
+            placed.weights,
             device,
             meter,
-            lambda transformer: _denoise_all(
+            lambda loaded: _denoise_all(
                 task,
                 model,
-                transformer,
+                _Network(loaded, device, dtype, placed.savings),
                 lambda: make_scheduler(device),
                 starts,
                 on_progress,
@@ -86,13 +104,20 @@ def denoise(
         header = artifacts.Header(
             kind="latents",
             model=task.model,
-            settings=_settings(task, dtype_name(dtype), device.type, make_scheduler(device)),
+            settings=_settings(task, dtype_name(dtype), device.type, make_scheduler(device))
+            | {"weights": placed.weights.name, **placed.savings.settings()},
             items=items,
             made_from=embeds_header.key,
         )
         artifacts.write(Path(task.output), header, {"latents": used.result})
     report = report_stage(
-        meter, "denoise", "whole", dtype_name(dtype), reasons, used.weights_bytes, used.left_behind
+        meter,
+        "denoise",
+        placed.weights.name,
+        dtype_name(dtype),
+        reasons,
+        used.weights_bytes,
+        used.left_behind,
     )
     width, height = task.requested
     made = [{**item, "width": width, "height": height} for item in items]
@@ -148,11 +173,52 @@ class _Start:
     seed: int
     noise: "Tensor | None"  # [1, channels, height, width]; None to draw it
 
+    def texts(self) -> "list[dict[str, Tensor]]":
+        """Its texts."""
+        return [self.positive, self.negative] if self.negative else [self.positive]
+
+
+@dataclass(frozen=True)
+class _Network:
+    """The transformer on loan, and how it is used."""
+
+    loaded: Loaded
+    device: "torch.device"
+    dtype: "torch.dtype"
+    savings: Savings
+
+    def placed(self, tensors: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
+        """On the device; numbers in the dtype, masks in their own."""
+        return {
+            name: tensor.to(self.device, self.dtype if tensor.is_floating_point() else tensor.dtype)
+            for name, tensor in tensors.items()
+        }
+
+    def predictor(
+        self, family: Family, batch: "Sequence[_Start]", guidance_scale: float
+    ) -> "Callable[[Tensor, Tensor], Tensor]":
+        """Scaled latents and timestep to the prediction for a batch, guidance applied."""
+        model = self.loaded.model
+        trim = real_tokens if self.savings.text == "real" else dict
+        positive = [trim(start.positive) for start in batch]
+        negative = [trim(start.negative) for start in batch if start.negative]
+        if not negative or self.savings.branches == "together":
+            conditions = self.placed(family.conditions(positive, negative))
+            return lambda scaled, timestep: family.predict(
+                model, scaled, timestep, conditions, guidance_scale
+            )
+        branches = [self.placed(family.conditions(texts, [])) for texts in (negative, positive)]
+        return lambda scaled, timestep: guided(
+            lambda branch: family.predict(model, scaled, timestep, branches[branch], 1.0),
+            lambda calls: self.loaded.each(calls, lambda done, total: None),
+            guidance_scale,
+        )
+
 
 def _denoise_all(
     task: DenoiseTask,
     model: Model,
-    transformer: "nn.Module",
+    network: _Network,
     make_scheduler: Callable[[], Any],
     starts: list[_Start],
     on_progress: OnProgress,
@@ -161,6 +227,7 @@ def _denoise_all(
     """Latents of all pictures, on the host."""
     import torch
 
+    chunk_feed_forward(network.loaded.model, network.savings.feed_forward_chunks)
     finished: list[Tensor] = []
     for batch in in_batches(starts, task.batch_size):
         scheduler = make_scheduler()
@@ -179,14 +246,14 @@ def _denoise_all(
             if callback is not None and (index == steps - 1 or (index + 1) % order == 0):
                 callback(index // order, int(timestep), latents)
 
-        finished += _denoise_batch(task, model, transformer, scheduler, batch, on_step).split(1)
+        finished += _denoise_batch(task, model, network, scheduler, batch, on_step).split(1)
     return torch.cat(finished)
 
 
 def _denoise_batch(
     task: DenoiseTask,
     model: Model,
-    transformer: "nn.Module",
+    network: _Network,
     scheduler: Any,
     batch: Sequence[_Start],
     on_step: "Callable[[int, Tensor, Tensor], None]",
@@ -194,29 +261,19 @@ def _denoise_batch(
     """Latents of one batch, on the host."""
     import torch
 
-    family, first = model.get_family(), next(transformer.parameters())
     shape = (1, *_latent_shape(task, model))
-    conditions = {
-        name: _placed(tensor, first)
-        for name, tensor in family.conditions(
-            [start.positive for start in batch],
-            [start.negative for start in batch if start.negative],
-        ).items()
-    }
-
-    def predict(scaled: "Tensor", timestep: "Tensor") -> "Tensor":
-        return family.predict(transformer, scaled, timestep, conditions, task.guidance_scale)
-
+    predict = network.predictor(model.get_family(), batch, task.guidance_scale)
     generators = [torch.Generator("cpu").manual_seed(start.seed) for start in batch]
     noise = [
         torch.randn(shape, generator=generator) if start.noise is None else start.noise
         for start, generator in zip(batch, generators, strict=True)
     ]
     options = step_options(scheduler, task.eta, generators)
-    latents = sample(predict, scheduler, torch.cat(noise).to(first), options, on_step).cpu()
+    start = torch.cat(noise).to(network.device, network.dtype)
+    latents = sample(predict, scheduler, start, options, on_step).cpu()
     if not latents.isfinite().all():
         raise NonFiniteError(
-            f"the transformer gave NaN or infinity in {first.dtype}: denoise with --dtype fp32"
+            f"the transformer gave NaN or infinity in {network.dtype}: denoise with --dtype fp32"
         )
     return latents
 
@@ -304,9 +361,8 @@ def _read_latents(task: DenoiseTask, shape: tuple[int, ...]) -> "Tensor | None":
     return latents
 
 
-def _placed(tensor: "Tensor", like: "Tensor") -> "Tensor":
-    """On the device of `like`; numbers in its dtype, masks in their own."""
-    return tensor.to(like) if tensor.is_floating_point() else tensor.to(like.device)
+def _tokens(text: "dict[str, Tensor]") -> int:
+    return max(len(tensor) for tensor in text.values())
 
 
 def _file_sha256(path: str) -> str:
@@ -325,7 +381,6 @@ def _settings(task: DenoiseTask, dtype: str, device: str, scheduler: Any) -> dic
         "rendered": list(task.rendered),
         "starting_latents": _file_sha256(task.latents),
         "scheduler": type(scheduler).__name__,
-        "weights": "whole",
         "dtype": dtype,
         "device": device,
         "batch_size": task.batch_size,

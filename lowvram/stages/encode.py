@@ -6,10 +6,11 @@ neighbours in a batch move its embeddings by enough to change pixels by 3 levels
 """
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lowvram import artifacts
+from lowvram import artifacts, prepared
 from lowvram.component import use
 from lowvram.devices import choose_device, choose_dtype, dtype_name
 from lowvram.errors import NonFiniteError, RequestError, translated
@@ -19,13 +20,10 @@ from lowvram.progress import OnProgress, Progress, ignore
 from lowvram.repository import Model
 from lowvram.request import EncodeTask
 from lowvram.stages.result import StageResult, report_stage
-from lowvram.weights.checkpoint import Weights, broken_files_named, find_class
-from lowvram.weights.quantized import Quantized
-from lowvram.weights.whole import Whole
+from lowvram.weights.checkpoint import Loaded, broken_files_named, find_class
 
 if TYPE_CHECKING:
-    import torch
-    from torch import Tensor, nn
+    from torch import Tensor
 
 log = logging.getLogger(__name__)
 
@@ -39,28 +37,38 @@ def encode(task: EncodeTask, on_progress: OnProgress = ignore) -> StageResult:
         ModelError, DeviceError, MemoryExhaustedError, StorageError: as their names say.
         NonFiniteError: the encoder computed NaN or infinity; nothing is written.
     """
+    from lowvram.stages.placement import place_encoder  # imports torch
+
     model = Model.from_record(task.model)
     family = model.get_family()
     component = family.component("text_encoder")
     device = choose_device(task.device)
     dtype, dtype_reason = choose_dtype(task.dtype, component.dtype, device)
-    weights, weights_reason = _choose_weights(task.weights, dtype, device)
-    reasons = [f"weights {weights.name}: {weights_reason}", f"{dtype_name(dtype)}: {dtype_reason}"]
-    log.info("encode on %s, %s", device, "; ".join(reasons))
-
     with translated("encode"):
         meter = Meter(device)
         on_progress(Progress("encode", "reading the prompts"))
         tokenizer = _load_tokenizer(model)
         items, texts = _prepare(task, family, tokenizer)
+        longest = max(max(item["tokens"], item["negative_tokens"]) for item in items)
+        tokens = task.max_tokens if task.padding == "max" else longest
+        placed = place_encoder(model, task.weights, dtype, device, task.stage_budget, tokens)
+        weights = placed.weights
+        stored = "whole" if weights.name == "stream" else weights.name
+        folder, note = prepared.fetch(model, "text_encoder", stored, dtype_name(dtype))
+        reasons = [
+            f"weights {weights.name}: {placed.reason}",
+            f"{dtype_name(dtype)}: {dtype_reason}",
+            *([note] if note else []),
+        ]
+        log.info("encode on %s, %s", device, "; ".join(reasons))
         on_progress(Progress("encode", "loading the text encoder"))
         used = use(
             component.class_name,
-            model.fetch("text_encoder"),
+            folder,
             weights,
             device,
             meter,
-            lambda encoder: _encode_all(task, family, tokenizer, encoder, texts, on_progress),
+            lambda loaded: _encode_all(task, family, tokenizer, loaded, texts, on_progress),
         )
         header = artifacts.Header(
             kind="embeds",
@@ -88,20 +96,9 @@ def encode(task: EncodeTask, on_progress: OnProgress = ignore) -> StageResult:
     return StageResult([Path(task.output)], items, report)
 
 
-def _choose_weights(
-    asked: str, dtype: "torch.dtype", device: "torch.device"
-) -> tuple[Weights, str]:
-    """The strategy and why: the published recipe's 8 bits on a GPU, everything on a CPU."""
-    if asked == "auto":
-        if device.type == "cuda":
-            return Quantized(8, dtype), "the published recipe for GPUs of 8 GB"
-        return Whole(dtype), "no CUDA GPU here"
-    return (Whole(dtype) if asked == "whole" else Quantized(int(asked[0]), dtype)), "as asked"
-
-
 def _load_tokenizer(model: Model) -> Any:
     tokenizer_class = find_class(model.get_family().component("tokenizer").class_name)
-    folder = model.fetch("tokenizer")
+    folder, _ = prepared.fetch(model, "tokenizer", "", "")
     with broken_files_named(folder):
         return tokenizer_class.from_pretrained(folder, local_files_only=True)
 
@@ -164,30 +161,38 @@ def _encode_all(
     task: EncodeTask,
     family: Family,
     tokenizer: Any,
-    encoder: "nn.Module",
+    loaded: Loaded,
     texts: Texts,
     on_progress: OnProgress,
 ) -> "dict[str, dict[str, Tensor]]":
     """Embeddings and mask of each text, on the host."""
-    device = next(encoder.parameters()).device
-    encoded: dict[str, dict[str, Tensor]] = {}
-    for text in texts:
-        inputs = tokenizer(
+    inputs = [
+        tokenizer(
             text,
             padding="max_length" if task.padding == "max" else False,
             max_length=task.max_tokens,
             truncation=True,
             return_tensors="pt",
         )
-        mask = inputs.attention_mask
-        embeds = family.encode(encoder, inputs.input_ids.to(device), mask.to(device)).cpu()
-        if not embeds.isfinite().all():
+        for text in texts
+    ]
+
+    def call(ids: "Tensor", mask: "Tensor") -> "Callable[[], Tensor]":
+        ids, mask = ids.to(loaded.inputs), mask.to(loaded.inputs)
+        return lambda: family.encode(loaded.model, ids, mask).cpu()
+
+    embeds = loaded.each(
+        [call(each.input_ids, each.attention_mask) for each in inputs],
+        lambda done, total: on_progress(Progress("encode", "encoding", done, total)),
+    )
+    encoded: dict[str, dict[str, Tensor]] = {}
+    for text, each, made in zip(texts, inputs, embeds, strict=True):
+        if not made.isfinite().all():
             raise NonFiniteError(
-                f"the text encoder gave NaN or infinity in {embeds.dtype} for “{text[:60]}”: "
+                f"the text encoder gave NaN or infinity in {made.dtype} for “{text[:60]}”: "
                 "encode with --weights whole --dtype bf16 or fp32"
             )
-        encoded[text] = {"prompt_embeds": embeds[0], "prompt_attention_mask": mask[0]}
-        on_progress(Progress("encode", "encoding", len(encoded), len(texts)))
+        encoded[text] = {"prompt_embeds": made[0], "prompt_attention_mask": each.attention_mask[0]}
     return encoded
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from lowvram.errors import DeviceError
 from lowvram.weights.checkpoint import (
+    Resident,
     broken_files_named,
     check_complete,
     check_stored_quantisation,
@@ -45,7 +46,7 @@ class Quantized:
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=self.dtype
         )
 
-    def load(self, model_class: Any, folder: Path, device: "torch.device") -> "nn.Module":
+    def load(self, model_class: Any, folder: Path, device: "torch.device") -> Resident:
         """See `Weights.load`.
 
         Raises:
@@ -72,7 +73,7 @@ class Quantized:
             )
             check_complete(model, list(info["missing_keys"]), folder)
         model.eval().requires_grad_(False)
-        return model
+        return Resident(model, device)
 
     def count_bytes(self, skeleton: "nn.Module") -> int:
         """Bytes that the weights will take, from a model on the meta device.

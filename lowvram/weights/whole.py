@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lowvram.weights.checkpoint import (
+    Resident,
     broken_files_named,
     check_complete,
     check_stored_quantisation,
@@ -12,21 +13,25 @@ from lowvram.weights.checkpoint import (
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
 
 
 @dataclass(frozen=True)
 class Whole:
-    """Every weight resident, converted to `dtype` while loading."""
+    """Every weight resident, converted to `dtype` while loading.
+
+    Attributes:
+        without: submodules that the work does not need: the encoder of a VAE that decodes.
+    """
 
     dtype: "torch.dtype"
+    without: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
         """As on the command line."""
         return "whole"
 
-    def load(self, model_class: Any, folder: Path, device: "torch.device") -> "nn.Module":
+    def load(self, model_class: Any, folder: Path, device: "torch.device") -> Resident:
         """See `Weights.load`. transformers and diffusers take the same arguments here."""
         check_stored_quantisation(folder, "")
         with broken_files_named(folder):
@@ -39,4 +44,6 @@ class Whole:
             )
             check_complete(model, list(info["missing_keys"]), folder)
         model.eval().requires_grad_(False)
-        return model.to(device)
+        for name in self.without:
+            setattr(model, name, None)
+        return Resident(model.to(device), device)

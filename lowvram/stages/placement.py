@@ -1,0 +1,258 @@
+"""Which strategy a stage's weights take, and why: as asked, or the fastest within a budget.
+
+Lossless before lossy: whole where it fits, else streamed; 8 and 4 bits only where they are named.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from lowvram.errors import RequestError
+from lowvram.families.family import Component, Family
+from lowvram.memory.predict import CUBLAS_BYTES, peak_activations, without_storage
+from lowvram.repository import Model
+from lowvram.stages.savings import LADDER, UNGUIDED, Savings, chunk_feed_forward, guided
+from lowvram.weights.checkpoint import Weights, build, find_class
+from lowvram.weights.lockstep import Lockstep
+from lowvram.weights.quantized import Quantized
+from lowvram.weights.streamed import Streamed, fit
+from lowvram.weights.whole import Whole
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+_SPARE_RAM = 4 << 30  # bytes left to others before weights are kept in pinned memory
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A choice with its reason."""
+
+    weights: Weights
+    reason: str
+    savings: Savings = LADDER[0]
+
+
+def place_encoder(
+    model: Model, asked: str, dtype: "torch.dtype", device: "torch.device", budget: int, tokens: int
+) -> Placed:
+    """How the text encoder's weights sit.
+
+    Args:
+        asked: "auto", "whole", "8bit", "4bit" or "stream".
+        budget: bytes that the stage may hold on the device; 0 for no bound.
+        tokens: of the longest text.
+
+    Raises:
+        RequestError: it cannot be done within the budget; names what would do.
+    """
+    family = model.get_family()
+    component = family.component("text_encoder")
+    stream = Streamed(dtype, component.blocks, parks=True)
+    if not budget:
+        if asked == "auto" and device.type == "cuda":
+            return Placed(Quantized(8, dtype), "the published recipe for GPUs of 8 GB")
+        if asked in ("auto", "whole"):
+            return Placed(Whole(dtype), "as asked" if asked == "whole" else "no CUDA GPU here")
+        return Placed(stream if asked == "stream" else Quantized(int(asked[0]), dtype), "as asked")
+
+    make = _builder(model, component, dtype)
+    activations = peak_activations(make, _encode_once(family, tokens)) + _libraries(device)
+    needs: dict[str, int] = {}
+    for weights in _candidates(asked, dtype):
+        needs[weights.name] = _bytes(weights, make()) + activations
+        if needs[weights.name] <= budget:
+            return Placed(weights, _why(needs, weights.name, budget, asked))
+    if asked in ("auto", "stream"):
+        streamed, held = fit(without_storage(make), stream, budget - activations)
+        needs["stream"] = held + activations
+        if streamed is not None:
+            if streamed.unit == "matrix":
+                spare = budget - held
+                streamed = replace(streamed, group=max(1, spare // activations))
+            reason = f"{streamed}, {_why(needs, 'stream', budget, asked)}"
+            return Placed(streamed, reason)
+    raise _too_small("encode", needs, budget, "or --weights stream" if asked != "stream" else "")
+
+
+def place_transformer(
+    model: Model,
+    asked: str,
+    dtype: "torch.dtype",
+    device: "torch.device",
+    budget: int,
+    shape: tuple[int, ...],
+    text: "dict[str, Tensor]",
+    guidance: bool,
+) -> Placed:
+    """How the transformer's weights sit, and what a step does to hold less.
+
+    Args:
+        asked: "auto", "whole" or "stream".
+        shape: of the latents of a batch, `[pictures, channels, height, width]`.
+        text: the tensors of the longest text, `[tokens, …]`, for their shapes.
+
+    Raises:
+        RequestError: it cannot be done within the budget; names what would do.
+    """
+    family = model.get_family()
+    component = family.component("transformer")
+    stream = Streamed(dtype, component.blocks, repeats=True)
+    if not budget:
+        streams = asked == "stream"
+        keep = streams and _has_room(_bytes(Whole(dtype), _shapes(model, component, dtype)), device)
+        chosen = replace(stream, keep=keep) if streams else Whole(dtype)
+        return Placed(chosen, "the default" if asked == "auto" else "as asked")
+
+    make = _builder(model, component, dtype)
+    shapes = without_storage(make)
+    whole = _bytes(Whole(dtype), shapes)
+    needs: dict[str, int] = {}
+    for name in ("whole", "stream") if asked == "auto" else (asked,):
+        for savings in LADDER if guidance else UNGUIDED:
+            blocks = component.blocks if name == "stream" else ""
+            step = _step_once(family, savings, shape, text, guidance, blocks)
+            activations = peak_activations(make, step) + _libraries(device)
+            weights: Weights | None = Whole(dtype)
+            held = whole
+            if name == "stream":
+                weights, held = _fit(shapes, stream, budget - activations, savings, whole, device)
+            needs[name] = min(needs.get(name, 1 << 62), activations + held)
+            if weights is not None and activations + held <= budget:
+                needs[name] = activations + held
+                why = f"{_why(needs, name, budget, asked)}; {savings}"
+                return Placed(weights, f"{weights}, {why}" if blocks else why, savings)
+    raise _too_small("denoise", needs, budget, "or --weights stream" if asked == "whole" else "")
+
+
+def _fit(
+    shapes: "nn.Module",
+    stream: Streamed,
+    room: int,
+    savings: Savings,
+    whole: int,
+    device: "torch.device",
+) -> tuple[Streamed | None, int]:
+    """As `streamed.fit`; matrices that come and go are not used chunk by chunk."""
+    found, held = fit(shapes, stream, room)
+    if found is None or (found.unit == "matrix" and savings.feed_forward_chunks > 1):
+        return None, held
+    return replace(found, keep=_has_room(whole, device)), held
+
+
+def _candidates(asked: str, dtype: "torch.dtype") -> Iterator[Weights]:
+    """Of the resident strategies, those that may be taken."""
+    if asked in ("auto", "whole"):
+        yield Whole(dtype)
+    if asked in ("8bit", "4bit"):
+        yield Quantized(int(asked[0]), dtype)
+
+
+def _bytes(weights: Weights, network: "nn.Module") -> int:
+    if isinstance(weights, Quantized):
+        return weights.count_bytes(network)
+    tensors = {id(t): t for t in (*network.parameters(), *network.buffers())}
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+
+
+def _builder(model: Model, component: Component, dtype: "torch.dtype") -> "Callable[[], nn.Module]":
+    config = model.config(component.role)
+
+    def make() -> "nn.Module":
+        import torch
+
+        with torch.device("meta"):
+            return build(find_class(component.class_name), config, dtype)
+
+    return make
+
+
+def _shapes(model: Model, component: Component, dtype: "torch.dtype") -> "nn.Module":
+    return without_storage(_builder(model, component, dtype))
+
+
+def _encode_once(family: Family, tokens: int) -> "Callable[[nn.Module, torch.device], object]":
+    def work(network: "nn.Module", device: "torch.device") -> object:
+        import torch
+
+        ids = torch.ones((1, tokens), dtype=torch.long, device=device)
+        return family.encode(network, ids, torch.ones_like(ids))
+
+    return work
+
+
+def _step_once(
+    family: Family,
+    savings: Savings,
+    shape: tuple[int, ...],
+    text: "dict[str, Tensor]",
+    guidance: bool,
+    lockstep: str,
+) -> "Callable[[nn.Module, torch.device], object]":
+    """One prediction, as the stage makes it. `lockstep`: path of blocks to pass side by side."""
+
+    def work(network: "nn.Module", device: "torch.device") -> object:
+        import torch
+
+        dtype = next(network.parameters()).dtype
+        latents = torch.empty(shape, dtype=dtype, device=device)
+        timestep = torch.empty(1, device=device)
+        empty = {
+            name: torch.empty(
+                each.shape, dtype=dtype if each.is_floating_point() else each.dtype, device=device
+            )
+            for name, each in text.items()
+        }
+        texts = [empty] * shape[0]
+        chunk_feed_forward(network, savings.feed_forward_chunks)
+        if not guidance or savings.branches == "together":
+            conditions = family.conditions(texts, texts if guidance else [])
+            return family.predict(network, latents, timestep, conditions, 2.0 if guidance else 1.0)
+        alone = family.conditions(texts, [])
+
+        def each(calls: Any) -> list[Any]:
+            if not lockstep:
+                return [call() for call in calls]
+            blocks = list(network.get_submodule(lockstep).children())
+            units = list(enumerate(blocks))
+            return Lockstep(blocks, units).run(calls, 2, _there, lambda block: None)
+
+        return guided(lambda _: family.predict(network, latents, timestep, alone, 1.0), each, 2.0)
+
+    return work
+
+
+def _there(unit: int) -> Any:
+    from contextlib import nullcontext
+
+    return nullcontext()
+
+
+def _libraries(device: "torch.device") -> int:
+    return CUBLAS_BYTES if device.type == "cuda" else 0
+
+
+def _has_room(size: int, device: "torch.device") -> bool:
+    """Whether so much memory can be pinned for weights that are read again every step."""
+    import psutil
+
+    return device.type == "cuda" and psutil.virtual_memory().available > 2 * size + _SPARE_RAM
+
+
+def _why(needs: dict[str, int], name: str, budget: int, asked: str) -> str:
+    others = [f"{other} needs {_gb(size)}" for other, size in needs.items() if other != name]
+    said = "as asked, " if asked != "auto" else ""
+    return f"{said}{_gb(needs[name])} of {_gb(budget)}" + (f" ({others[0]})" if others else "")
+
+
+def _too_small(stage: str, needs: dict[str, int], budget: int, else_use: str) -> RequestError:
+    name, least = min(needs.items(), key=lambda item: item[1])
+    return RequestError(
+        f"{stage} with weights {name} needs {_gb(least)} on the device and --stage-budget is "
+        f"{_gb(budget)}: use --stage-budget {-(-least // (1 << 20))}MiB {else_use}".rstrip()
+    )
+
+
+def _gb(size: int) -> str:
+    return f"{size / 1e9:.2f} GB"

@@ -1,0 +1,352 @@
+"""Weights that stream: a few units on the device, the next ones on their way.
+
+The network's repeated blocks (or each matrix in them) come from the safetensors files when they are
+needed and go when they were used; everything else stays. Embedding tables are read by single rows.
+No copy of the whole model is made, in memory or on disk, and what is computed is bit for bit what
+the resident model computes.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lowvram.errors import ModelError
+from lowvram.weights.checkpoint import (
+    OnCount,
+    broken_files_named,
+    check_complete,
+    check_stored_quantisation,
+    skeleton,
+    stored_dtype,
+)
+from lowvram.weights.lanes import Unit, choose_lane
+from lowvram.weights.lockstep import Lockstep
+from lowvram.weights.pump import Pump
+from lowvram.weights.shards import Shards
+
+T = TypeVar("T")
+HOST = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Streamed:
+    """Blocks, or their matrices, on the device only while they are used.
+
+    Attributes:
+        dtype: to compute in; converted to on the way where the files hold another.
+        blocks: path of the repeated blocks in the network.
+        unit: what comes and goes: "block", or "matrix" (each nn.Linear; the rest of a block stays).
+        window: units that have room on the device, 2 or more: one in use, the others under way.
+        resident: blocks, evenly spaced, that stay on the device; with "block" only.
+        group: calls that may be inside a block at once where units are matrices.
+        repeats: whether passes follow one another (each denoising step is one), so that the reader
+            runs on into the next.
+        parks: whether tensors between blocks lie on the host: room for many calls at once.
+        keep: hold the units in pinned memory after the first pass. No effect on a CPU.
+    """
+
+    dtype: torch.dtype
+    blocks: str
+    unit: str = "block"
+    window: int = 2
+    resident: int = 0
+    group: int = 1
+    repeats: bool = False
+    parks: bool = False
+    keep: bool = False
+
+    @property
+    def name(self) -> str:
+        """As on the command line."""
+        return "stream"
+
+    def __str__(self) -> str:
+        stays = f", {self.resident} blocks stay" if self.resident else ""
+        kept = ", kept in pinned memory" if self.keep else ""
+        return f"{self.unit} by {self.unit}{stays}{kept}"
+
+    def load(self, model_class: Any, folder: Path, device: torch.device) -> "Streaming":
+        """See `Weights.load`."""
+        check_stored_quantisation(folder, "")
+        with broken_files_named(folder):
+            return Streaming(
+                self, skeleton(model_class, folder, self.dtype), Shards(folder), device
+            )
+
+
+class Streaming:
+    """A network whose weights stream. See `checkpoint.Loaded`."""
+
+    def __init__(
+        self, how: Streamed, model: nn.Module, shards: Shards, device: torch.device
+    ) -> None:
+        self.model, self.inputs = model, HOST if how.parks else device
+        self._how, self._shards, self._device = how, shards, device
+        self._pump: Pump | None = None
+        self._groups = 1  # how often the pump brings each block in a pass
+        self._read_rows()
+        blocks = list(model.get_submodule(how.blocks).children())
+        modules = streaming_modules(blocks, how.unit, how.resident)
+        self._owners: list[dict[str, tuple[nn.Module, str]]] = []
+        units = [self._unit(module) for _, module in modules]
+        self._load_residents({name for unit in units for name in unit.names})
+        self._units = units
+        self._lane = choose_lane(shards, units, min(how.window, len(units)), device, how.keep)
+        self._blocks = [block for block, _ in modules]
+        self._lockstep = Lockstep(blocks, modules)
+        for index, (_, module) in enumerate(modules):
+            module.register_forward_pre_hook(self._before(index))
+            module.register_forward_hook(self._after(index))
+        if how.parks and device.type != "cpu":
+            for module in _entered_from_outside(model, blocks):
+                _compute_on(module, device)
+
+    @property
+    def weights_bytes(self) -> int:
+        """See `Loaded`: what stays and the window."""
+        stays = {
+            tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
+            for tensor in itertools.chain(self.model.parameters(), self.model.buffers())
+            if tensor.device.type == self._device.type
+        }
+        return sum(stays.values()) + self._lane.held_bytes
+
+    def each(self, calls: Sequence[Callable[[], T]], on_count: OnCount) -> list[T]:
+        """See `Loaded`: side by side, in one pass over the weights. Counts blocks."""
+        group = self._how.group if self._how.unit == "matrix" else len(calls)
+        groups = -(-len(calls) // group)
+        if self._pump is None or not self._how.repeats or self._groups != groups:
+            self._start(groups)
+        last = len(list(self.model.get_submodule(self._how.blocks).children()))
+        return self._lockstep.run(
+            calls, group, self._supplied, lambda block: on_count(block + 1, last)
+        )
+
+    def close(self) -> None:
+        """See `Loaded`."""
+        if self._pump is not None:
+            self._pump.close()
+            self._pump = None
+        self._lane.close()
+        self._shards.close()
+
+    def _start(self, groups: int) -> None:
+        """A reader that brings, pass by pass, the units of each block once for every group."""
+        if self._pump is not None:
+            self._pump.close()
+        order: list[int] = []
+        for _, same in itertools.groupby(range(len(self._units)), lambda unit: self._blocks[unit]):
+            order += list(same) * groups
+        self._groups = groups
+        again = itertools.cycle(order) if self._how.repeats else order
+        self._pump = Pump(self._lane, self._units, again)
+
+    @contextmanager
+    def _supplied(self, index: int) -> Iterator[None]:
+        self._take(index)
+        yield
+        self._give_back(index)
+
+    def _take(self, index: int) -> None:
+        if self._pump is None:  # a call of the model itself, outside of `each`
+            self._start(1)
+        assert self._pump is not None
+        try:
+            tensors = self._pump.take(index)
+        except OSError as error:
+            name = error.filename or self._shards.folder
+            raise ModelError(
+                f"{name} cannot be read ({error.strerror}): check the disk, or download it again"
+            ) from None
+        for name, (owner, leaf) in self._owners[index].items():
+            owner._parameters[leaf] = nn.Parameter(tensors[name], requires_grad=False)
+
+    def _give_back(self, index: int) -> None:
+        unit = self._units[index]
+        for name, (owner, leaf) in self._owners[index].items():
+            owner._parameters[leaf] = _placeholder(self._shards, name, unit.names[name])
+        if self._pump is not None:
+            self._pump.give_back(index)
+
+    def _before(self, index: int) -> Callable[..., None]:
+        def take(module: nn.Module, inputs: Any) -> None:
+            if not self._lockstep.is_running:
+                self._take(index)
+
+        return take
+
+    def _after(self, index: int) -> Callable[..., None]:
+        def give_back(module: nn.Module, inputs: Any, output: Any) -> None:
+            if not self._lockstep.is_running:
+                self._give_back(index)
+
+        return give_back
+
+    def _unit(self, module: nn.Module) -> Unit:
+        """The parameters of a module as a unit; remembers where each belongs."""
+        prefix = next(name for name, each in self.model.named_modules() if each is module)
+        names, owners = {}, {}
+        for name, parameter in module.named_parameters():
+            full = f"{prefix}.{name}"
+            self._check(full, parameter)
+            names[full] = stored_dtype(type(self.model), full, self._how.dtype)
+            path, _, leaf = name.rpartition(".")
+            owners[full] = (module.get_submodule(path), leaf)
+            owners[full][0]._parameters[leaf] = _placeholder(self._shards, full, names[full])
+        self._owners.append(owners)
+        return Unit.of(names, self._shards)
+
+    def _load_residents(self, streamed: set[str]) -> None:
+        """Everything that does not stream, onto the device."""
+        for path, owner in self.model.named_modules():
+            for leaf, tensor in [*owner._parameters.items(), *owner._buffers.items()]:
+                name = f"{path}.{leaf}".lstrip(".")
+                if tensor is None or name in streamed:
+                    continue
+                if leaf in owner._parameters:
+                    self._check(name, tensor)
+                    dtype = stored_dtype(type(self.model), name, self._how.dtype)
+                    value = self._shards.read(name, dtype).to(self._device)
+                    owner._parameters[leaf] = nn.Parameter(value, requires_grad=False)
+                elif name in self._shards.tensors:
+                    value = self._shards.read(name, tensor.dtype)
+                    owner._buffers[leaf] = value.to(self._device)
+                else:
+                    owner._buffers[leaf] = tensor.to(self._device)
+
+    def _read_rows(self) -> None:
+        """Replace embedding tables by readers of single rows."""
+        ties = getattr(type(self.model), "_tied_weights_keys", None)
+        ties = ties if isinstance(ties, dict) else {}
+        for path, module in list(self.model.named_modules()):
+            if type(module) is not nn.Embedding or path.startswith(f"{self._how.blocks}."):
+                continue
+            own = f"{path}.weight"
+            name = own if own in self._shards.tensors else ties.get(own, own)
+            self._check(name, module.weight)
+            dtype = stored_dtype(type(self.model), own, self._how.dtype)
+            parent, _, leaf = path.rpartition(".")
+            rows = EmbeddingRows(self._shards, name, dtype)
+            setattr(self.model.get_submodule(parent), leaf, rows)
+
+    def _check(self, name: str, tensor: Tensor) -> None:
+        stored = self._shards.tensors.get(name)
+        if stored is None:
+            known = self._shards.tensors
+            missing = [each for each, _ in self.model.named_parameters() if each not in known]
+            missing = [name, *(each for each in missing if each != name)]
+            check_complete(self.model, missing, self._shards.folder)
+        elif stored.shape != tuple(tensor.shape):
+            raise ModelError(
+                f"{name} has shape {list(stored.shape)} and should have {list(tensor.shape)}"
+            )
+
+
+class EmbeddingRows(nn.Module):
+    """An embedding whose table stays in its file: only the rows asked for are read."""
+
+    def __init__(self, shards: Shards, name: str, dtype: torch.dtype) -> None:
+        super().__init__()
+        self._shards, self._name, self._dtype = shards, name, dtype
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Ids `[…]` to rows `[…, columns]`, on the device of the ids."""
+        wanted, places = ids.unique(return_inverse=True)
+        rows = self._shards.rows(self._name, wanted.tolist(), self._dtype)
+        return functional.embedding(places, rows.to(ids.device))
+
+
+def streaming_modules(
+    blocks: Sequence[nn.Module], unit: str, resident: int
+) -> list[tuple[int, nn.Module]]:
+    """The modules that stream, each with its block's index, in order of use.
+
+    Of `resident` blocks that stay, evenly spaced, the transfers of others hide behind each.
+    """
+    count = len(blocks)
+    stay = {(2 * i + 1) * count // (2 * resident) for i in range(resident)}
+    going = [(index, block) for index, block in enumerate(blocks) if index not in stay]
+    if unit == "block":
+        return going
+    return [
+        (index, module)
+        for index, block in going
+        for module in block.modules()
+        if isinstance(module, nn.Linear)
+    ]
+
+
+def fit(model: nn.Module, how: Streamed, room: int) -> tuple[Streamed | None, int]:
+    """The fastest way to stream whose weights hold at most `room` bytes.
+
+    Whole blocks rather than matrices; then, where passes repeat, blocks that stay.
+
+    Args:
+        model: for its shapes; may have no storage.
+        how: everything that does not depend on the room.
+
+    Returns:
+        that way, or None where nothing fits; and the bytes that it, or the smallest way, holds.
+    """
+
+    def size(module: nn.Module) -> int:
+        return sum(-(-p.numel() * how.dtype.itemsize // 512) * 512 for p in module.parameters())
+
+    blocks = list(model.get_submodule(how.blocks).children())
+    tables = [m for m in model.modules() if type(m) is nn.Embedding]
+    in_blocks = {id(p) for block in blocks for p in block.parameters()}
+    by_rows = {id(m.weight) for m in tables} - in_blocks
+    stays = sum(
+        t.numel() * how.dtype.itemsize
+        for t in itertools.chain(model.parameters(), model.buffers())
+        if id(t) not in in_blocks | by_rows
+    )
+    block = max(map(size, blocks))
+    free = room - stays - 2 * block
+    if free >= 0:
+        more = min(free // block, max(0, len(blocks) - 2)) if how.repeats else 0
+        return replace(how, unit="block", window=2, resident=more), stays + (2 + more) * block
+    matrices = [module for _, module in streaming_modules(blocks, "matrix", 0)]
+    stays += sum(map(size, blocks)) - sum(map(size, matrices))
+    matrix = max(map(size, matrices), default=block)
+    fits = (room - stays) // matrix
+    small = replace(how, unit="matrix", window=int(min(max(fits, 2), 8)), resident=0)
+    return (small if fits >= 2 else None), stays + small.window * matrix
+
+
+def _placeholder(shards: Shards, name: str, dtype: torch.dtype) -> nn.Parameter:
+    """Shape and dtype without memory: some forwards look at the dtype of weights to come."""
+    shape = shards.tensors[name].shape
+    return nn.Parameter(torch.empty(shape, dtype=dtype, device="meta"), requires_grad=False)
+
+
+def _entered_from_outside(model: nn.Module, blocks: Sequence[nn.Module]) -> Iterator[nn.Module]:
+    """The blocks, and outside of them every module with weights of its own."""
+    yield from blocks
+    inside = {id(module) for block in blocks for module in block.modules()}
+    for module in model.modules():
+        if id(module) not in inside and module._parameters:
+            yield module
+
+
+def _compute_on(module: nn.Module, device: torch.device) -> None:
+    """Inputs to the device before a module computes, outputs back to the host after it."""
+
+    def moved(value: Any, to: torch.device) -> Any:
+        if isinstance(value, Tensor):
+            return value.to(to)
+        if type(value) in (tuple, list):
+            return type(value)(moved(each, to) for each in value)
+        return {k: moved(v, to) for k, v in value.items()} if type(value) is dict else value
+
+    module.register_forward_pre_hook(
+        lambda module, args, kwargs: (moved(args, device), moved(kwargs, device)), with_kwargs=True
+    )
+    module.register_forward_hook(lambda module, inputs, output: moved(output, HOST))
