@@ -77,9 +77,9 @@ INTERRUPTED_EXIT_CODE = 130
 
 # The way out of an out-of-memory, by stage.
 LESS_MEMORY = {
-    "encode": "use --weights 4bit (run: --encoder-weights 4bit) or --device cpu",
-    "denoise": "use a smaller --size, --batch-size 1 or --device cpu",
-    "decode": "use --batch-size 1, a smaller size or --device cpu",
+    "encode": "use --weights stream (run: --encoder-weights stream), or --stage-budget 1GiB",
+    "denoise": "use --stage-budget 1GiB, --batch-size 1 or a smaller --size",
+    "decode": "use --decode strips, or --stage-budget 0.5GiB",
 }
 
 NO_SPACE = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}

@@ -11,7 +11,8 @@ class Progress:
     Attributes:
         stage: "encode", "denoise", "decode" or "prepare".
         doing: what is under way, for people: "loading the text encoder".
-        done, total: in steps, texts, blocks, pictures or MB; total 0 where it is not known.
+        done, total: in steps, texts, blocks, hundredths of pictures or MB; total 0 where it is
+            not known.
     """
 
     stage: str

@@ -17,7 +17,17 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 HEAVY = {"torch", "diffusers", "transformers", "bitsandbytes"}
-LIGHT = ("cli", "request", "run", "worker", "artifacts", "errors", "repository", "families", "prepared")
+LIGHT = (
+    "cli",
+    "request",
+    "run",
+    "worker",
+    "artifacts",
+    "errors",
+    "repository",
+    "families",
+    "prepared",
+)
 FORBIDDEN = {
     "families": {"weights"},
     "weights": {"families"},

@@ -11,7 +11,7 @@ from lowvram.errors import NonFiniteError, translated
 from lowvram.memory.meter import Meter
 from lowvram.pixels import png
 from lowvram.pixels.fit import fit, to_levels
-from lowvram.pixels.whole import WholeDecode
+from lowvram.pixels.strategy import OnWork, Pixels
 from lowvram.progress import OnProgress, Progress, ignore
 from lowvram.repository import Model
 from lowvram.request import DecodeTask
@@ -19,6 +19,7 @@ from lowvram.stages.result import StageResult, in_batches, report_stage
 from lowvram.weights.whole import Whole
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
 
 log = logging.getLogger(__name__)
@@ -32,13 +33,18 @@ def decode(task: DecodeTask, on_progress: OnProgress = ignore) -> StageResult:
         ModelError, DeviceError, MemoryExhaustedError, StorageError: as their names say.
         NonFiniteError: the VAE computed NaN or infinity; that picture is not written.
     """
+    from lowvram.stages.placement import ENCODER_HALF, place_pixels  # imports torch
+
     header, tensors = artifacts.read(Path(task.latents), "latents")
     model = Model.from_record(task.model)
     component = model.get_family().component("vae")
     device = choose_device(task.device)
     upcast = bool(model.config("vae").get("force_upcast", True))  # diffusers' default
     dtype, dtype_reason = choose_dtype(task.dtype, component.dtype, device, upcast)
-    reasons = ["decode whole: the only strategy so far", f"{dtype_name(dtype)}: {dtype_reason}"]
+    first = tensors["latents"]
+    shape = (min(task.batch_size, len(first)), *first.shape[1:])
+    pixels, why = place_pixels(model, task.decode, dtype, device, task.stage_budget, shape)
+    reasons = [f"decode {pixels.name}: {why}", f"{dtype_name(dtype)}: {dtype_reason}"]
     log.info("decode on %s, %s", device, "; ".join(reasons))
 
     paths = picture_paths(Path(task.output), len(header.items))
@@ -50,7 +56,7 @@ def decode(task: DecodeTask, on_progress: OnProgress = ignore) -> StageResult:
             "denoise": header.settings,
             "made_from": header.key,
         }
-        | {"decode": {**settings, "strategy": "whole", "batch_size": task.batch_size}}
+        | {"decode": {**settings, "strategy": pixels.name, "batch_size": task.batch_size}}
         for item in header.items
     ]
     with translated("decode"):
@@ -59,15 +65,29 @@ def decode(task: DecodeTask, on_progress: OnProgress = ignore) -> StageResult:
         used = use(
             component.class_name,
             model.fetch("vae"),
-            Whole(dtype),
+            Whole(dtype, without=ENCODER_HALF),
             device,
             meter,
             lambda loaded: _decode_all(
-                task, model, loaded.model, tensors["latents"], records, paths, on_progress
+                task,
+                model,
+                loaded.model,
+                pixels,
+                device,
+                tensors["latents"],
+                records,
+                paths,
+                on_progress,
             ),
         )
     report = report_stage(
-        meter, "decode", "whole", dtype_name(dtype), reasons, used.weights_bytes, used.left_behind
+        meter,
+        "decode",
+        pixels.name,
+        dtype_name(dtype),
+        reasons,
+        used.weights_bytes,
+        used.left_behind,
     )
     width, height = header.settings["requested"]
     items = [{**item, "width": width, "height": height} for item in header.items]
@@ -86,6 +106,8 @@ def _decode_all(
     task: DecodeTask,
     model: Model,
     vae: "nn.Module",
+    pixels: Pixels,
+    device: "torch.device",
     latents: "Tensor",
     records: list[dict[str, Any]],
     paths: list[Path],
@@ -93,19 +115,31 @@ def _decode_all(
 ) -> None:
     """Decode batch by batch; each picture is on disk before the next batch begins."""
     family, config = model.get_family(), model.config("vae")
-    first = next(vae.parameters())
+    dtype = next(vae.parameters()).dtype
     width, height = records[0]["denoise"]["requested"]
     done = 0
     for batch in in_batches(range(len(paths)), task.batch_size):
-        scaled = latents[batch[0] : batch[-1] + 1].to(first)
-        pixels = WholeDecode().decode(vae, family.unscale(scaled, config))
-        for index, picture in zip(batch, pixels, strict=True):
+        scaled = family.unscale(latents[batch[0] : batch[-1] + 1].to(dtype), config)
+        on_work = _within(on_progress, done, len(batch), len(paths))
+        made = pixels.decode(vae, scaled, device, on_work)
+        for index, picture in zip(batch, made, strict=True):
             if not picture.isfinite().all():
                 raise NonFiniteError(
-                    f"the VAE gave NaN or infinity in {first.dtype} for picture {index}: "
+                    f"the VAE gave NaN or infinity in {dtype} for picture {index}: "
                     f"lowvram decode {task.latents} --dtype fp32 (the latents are kept)"
                 )
             levels = to_levels(fit(picture[None].float(), width, height))[0]
             png.save(paths[index], levels, records[index])
             done += 1
-            on_progress(Progress("decode", "decoding", done, len(paths)))
+            on_progress(Progress("decode", "decoding", 100 * done, 100 * len(paths)))
+
+
+def _within(on_progress: OnProgress, before: int, batch: int, pictures: int) -> OnWork:
+    """Progress inside of a batch, in hundredths of a picture; whole pictures are told elsewhere."""
+
+    def on_work(done: int, total: int) -> None:
+        if done < total:
+            hundredths = 100 * before + 100 * batch * done // total
+            on_progress(Progress("decode", "decoding", hundredths, 100 * pictures))
+
+    return on_work

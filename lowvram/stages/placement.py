@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Any
 from lowvram.errors import RequestError
 from lowvram.families.family import Component, Family
 from lowvram.memory.predict import CUBLAS_BYTES, peak_activations, without_storage
+from lowvram.pixels.blended import BlendedDecode
+from lowvram.pixels.strategy import Pixels
+from lowvram.pixels.whole import WholeDecode
 from lowvram.repository import Model
 from lowvram.stages.savings import LADDER, UNGUIDED, Savings, chunk_feed_forward, guided
 from lowvram.weights.checkpoint import Weights, build, find_class
@@ -22,6 +25,13 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+ENCODER_HALF = ("encoder", "quant_conv")  # what an AutoencoderKL needs for pictures only
+# A decode in one piece takes this much more than its tensors on CUDA: cuDNN's workspace, fitted on
+# published peaks of 22 decodes on an RTX 4090.
+_WORKSPACE = 1.58
+_TILE = 512  # px, the side of a tile when decoding blended; halved where it does not fit
+_LEAST_TILE = 64
+_OVERLAP = 0.25  # of a tile, diffusers' default
 _SPARE_RAM = 4 << 30  # bytes left to others before weights are kept in pinned memory
 
 
@@ -124,6 +134,80 @@ def place_transformer(
                 why = f"{_why(needs, name, budget, asked)}; {savings}"
                 return Placed(weights, f"{weights}, {why}" if blocks else why, savings)
     raise _too_small("denoise", needs, budget, "or --weights stream" if asked == "whole" else "")
+
+
+def place_pixels(
+    model: Model,
+    asked: str,
+    dtype: "torch.dtype",
+    device: "torch.device",
+    budget: int,
+    shape: tuple[int, ...],
+) -> tuple[Pixels, str]:
+    """How the VAE decodes, and why.
+
+    Args:
+        asked: "auto", "whole", "strips" or "blended".
+        shape: of the latents of a batch.
+
+    Raises:
+        RequestError: it cannot be done within the budget, or not for this VAE.
+    """
+    from lowvram.pixels.feature_maps import choose_place
+    from lowvram.pixels.strips import StripDecode, comfortable_room, least_room, maps_bytes
+
+    if not budget and asked in ("auto", "whole"):
+        return WholeDecode(), "as asked" if asked == "whole" else "the default"
+    make = _builder(model, model.get_family().component("vae"), dtype)
+    vae = without_storage(make)
+    scale = 2 ** (len(model.config("vae")["block_out_channels"]) - 1)
+    height, width = shape[-2] * scale, shape[-1] * scale
+    weights = sum(
+        tensor.numel() * tensor.element_size()
+        for name, tensor in vae.named_parameters()
+        if not name.startswith(ENCODER_HALF)
+    )
+    needs: dict[str, int] = {}
+
+    def whole(latents: tuple[int, ...]) -> int:
+        peak = peak_activations(make, lambda net, on: _decode_once(net, latents, dtype, on))
+        return weights + int(peak * (_WORKSPACE if device.type == "cuda" else 1))
+
+    if asked in ("auto", "whole"):
+        needs["whole"] = whole(shape)
+        if needs["whole"] <= budget:
+            return WholeDecode(), _why(needs, "whole", budget, asked)
+    if asked == "blended":
+        tile = _TILE
+        while tile >= max(height, width):
+            tile //= 2
+        if budget:
+            needs["blended"] = whole((1, shape[1], tile // scale, tile // scale))
+            while needs["blended"] > budget and tile > _LEAST_TILE:
+                tile //= 2
+                needs["blended"] = whole((1, shape[1], tile // scale, tile // scale))
+        if not budget or needs["blended"] <= budget:
+            return BlendedDecode(tile, _OVERLAP), "as asked; not the same pixels as whole"
+    if asked in ("auto", "strips"):
+        least = least_room(vae, height, width, dtype, device.type)
+        needs["strips"] = weights + least
+        if not budget or needs["strips"] <= budget:
+            comfortable = comfortable_room(vae, height, width, dtype, device.type)
+            room = budget - weights if budget else max(least, comfortable)
+            place = choose_place(maps_bytes(vae, height, width, dtype), device.type)
+            held = f"{_gb(weights + room)} at most, {place}"
+            return StripDecode(room, place), f"as asked, {held}" if asked != "auto" else (
+                f"{held} (whole needs {_gb(needs['whole'])})"
+            )
+    raise _too_small("decode", needs, budget, "or --decode strips" if asked == "whole" else "")
+
+
+def _decode_once(
+    vae: Any, latents: tuple[int, ...], dtype: "torch.dtype", device: "torch.device"
+) -> object:
+    import torch
+
+    return vae.decode(torch.empty(latents, dtype=dtype, device=device), return_dict=False)[0]
 
 
 def _fit(

@@ -155,8 +155,6 @@ class Streaming:
         self._give_back(index)
 
     def _take(self, index: int) -> None:
-        if self._pump is None:  # a call of the model itself, outside of `each`
-            self._start(1)
         assert self._pump is not None
         try:
             tensors = self._pump.take(index)
@@ -177,8 +175,11 @@ class Streaming:
 
     def _before(self, index: int) -> Callable[..., None]:
         def take(module: nn.Module, inputs: Any) -> None:
-            if not self._lockstep.is_running:
-                self._take(index)
+            if self._lockstep.is_running:
+                return
+            if self._pump is None or self._groups != 1 or (index == 0 and not self._how.repeats):
+                self._start(1)
+            self._take(index)
 
         return take
 
@@ -213,13 +214,21 @@ class Streaming:
                 if leaf in owner._parameters:
                     self._check(name, tensor)
                     dtype = stored_dtype(type(self.model), name, self._how.dtype)
-                    value = self._shards.read(name, dtype).to(self._device)
+                    value = self._resident(name, dtype)
                     owner._parameters[leaf] = nn.Parameter(value, requires_grad=False)
                 elif name in self._shards.tensors:
                     value = self._shards.read(name, tensor.dtype)
                     owner._buffers[leaf] = value.to(self._device)
                 else:
                     owner._buffers[leaf] = tensor.to(self._device)
+
+    def _resident(self, name: str, dtype: torch.dtype) -> Tensor:
+        """A weight that stays. On the CPU the mapped file where it will do, as safetensors has it:
+        MKL's last bits depend on how matrices are aligned.
+        """
+        if self._device.type == "cpu" and self._shards.tensors[name].dtype == dtype:
+            return self._shards.view(name)
+        return self._shards.read(name, dtype).to(self._device)
 
     def _read_rows(self) -> None:
         """Replace embedding tables by readers of single rows."""
