@@ -55,12 +55,23 @@ class Row:
 
 _ENCODE = ("encode", PROMPT, "-m", "{model}", "-o", "{out}", "--weights")
 _DENOISE = ("denoise", "{embeds}", "--steps", "2", "-o", "{out}")
+_DECODE = ("decode", "{latents}", "-o", "{out}")
 ROWS = {  # in the order in which they run: each needs files of those before
     "whole": Row("T5-XXL encode, whole", "text_encoder", (*_ENCODE, "whole")),
     "4bit": Row("T5-XXL encode, 4 bits", "text_encoder", (*_ENCODE, "4bit")),
     "8bit": Row("T5-XXL encode, 8 bits", "text_encoder", (*_ENCODE, "8bit")),
+    "stream": Row("T5-XXL encode, streamed by blocks", "text_encoder", (*_ENCODE, "stream")),
+    "stream-0.25": Row(
+        "T5-XXL encode, streamed in 0.25 GB",
+        "text_encoder",
+        (*_ENCODE, "stream", "--stage-budget", "0.25GB"),
+    ),
     "denoise": Row("PixArt XL/2, 2 steps, 512 px", "transformer", _DENOISE),
-    "decode": Row("VAE decode, 512 px", "vae", ("decode", "{latents}", "-o", "{out}")),
+    "denoise-stream": Row(
+        "PixArt XL/2, 2 steps, 512 px, streamed", "transformer", (*_DENOISE, "--weights", "stream")
+    ),
+    "decode": Row("VAE decode, 512 px", "vae", _DECODE),
+    "strips": Row("VAE decode, 512 px, strips", "vae", (*_DECODE, "--decode", "strips")),
 }
 DEFAULT_ROWS = ("whole", "4bit", "denoise", "decode")
 WRITES = {"encode": "x.embeds.safetensors", "denoise": "x.latents.safetensors", "decode": "x.png"}

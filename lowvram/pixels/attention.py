@@ -52,13 +52,9 @@ def attend(
     for start, stop in strips:
         transfers.start(source[start:stop])
         strip = transfers.take()
-        query = attention.to_q(_normalised(strip, affine))
-        if _is_fused(query, keys):
-            query = _look_at_once(query, keys, values)
-        else:
-            query = _Look(query).over(keys, values, _spans(one.tokens, cut.keys), transfers)
-        strip = _added(one, strip, attention.to_out[0](query))
-        del query
+        seen = _seen(attention.to_q(_normalised(strip, affine)), keys, values, cut, transfers)
+        strip = _added(one, strip, attention.to_out[0](seen))
+        del seen
         if moments is not None:
             moments.add(strip.transpose(0, 1))
         transfers.write(source[start:stop], strip)
@@ -103,6 +99,30 @@ def _added(one: AttentionPass, strip: Tensor, seen: Tensor) -> Tensor:
     return added
 
 
+def _seen(query: Tensor, keys: Tensor, values: Tensor, cut: Chunks, transfers: Transfers) -> Tensor:
+    """softmax(query x keys) x values, `[positions that ask, channels]`, rounded once."""
+    if query.device.type == "cuda" and cut.resident and _is_fused(query, keys):
+        with sdpa_kernel(SDPBackend.EFFICIENT_ATTENTION):
+            return functional.scaled_dot_product_attention(
+                query[None, None], keys[None, None], values[None, None]
+            )[0, 0]
+    dtype = query.dtype
+    look = _Look(query.float() * query.shape[1] ** -0.5)
+    del query
+    streamed = keys.device != transfers.device
+    coming = [
+        home[start:stop] for start, stop in _spans(len(keys), cut.keys) for home in (keys, values)
+    ]
+    for index in range(-2, len(coming), 2):
+        if streamed:
+            for chunk in coming[index + 2 : index + 4]:
+                transfers.start(chunk)
+        if index >= 0:
+            look.ask(transfers.take() if streamed else coming[index])
+            look.add(transfers.take() if streamed else coming[index + 1])
+    return look.result(dtype)
+
+
 def _put(home: Tensor, computed: Tensor, transfers: Transfers) -> None:
     if home.device == computed.device:
         home.copy_(computed)
@@ -111,56 +131,42 @@ def _put(home: Tensor, computed: Tensor, transfers: Transfers) -> None:
 
 
 class _Look:
-    """What some positions see: softmax(query x keys) x values, over one chunk of keys at a time."""
+    """Softmax over keys that come in chunks, and the sum of the values that go with them.
+
+    Args:
+        query: scaled, float32.
+    """
 
     def __init__(self, query: Tensor) -> None:
-        self._dtype = query.dtype
-        self._query = query.float() * query.shape[1] ** -0.5
-        self._seen = torch.zeros_like(self._query)
-        self._total = self._query.new_zeros(query.shape[0], 1)
+        self._query = query
+        self._seen = torch.zeros_like(query)
+        self._total = query.new_zeros(len(query), 1)
         self._top = torch.full_like(self._total, -torch.inf)
+        self._scores: Tensor | None = None
 
-    def over(self, keys: Tensor, values: Tensor, spans: list[Span], transfers: Transfers) -> Tensor:
-        """`[positions that ask, channels]`, rounded once to the dtype of the query."""
-        here = keys.device == transfers.device
-        coming = [home[start:stop] for start, stop in spans for home in (keys, values)]
-        if not here:
-            transfers.start(coming[0])
-            transfers.start(coming[1])
-        for index in range(0, len(coming), 2):
-            if not here and index + 2 < len(coming):
-                transfers.start(coming[index + 2])
-                transfers.start(coming[index + 3])
-            scores, factor = self._ask(coming[index] if here else transfers.take())
-            self._add(scores, factor, coming[index + 1] if here else transfers.take())
-        del self._query
-        return self._seen.div_(self._total).to(self._dtype)
-
-    def _ask(self, keys: Tensor) -> tuple[Tensor, Tensor]:
-        """Exponentials of the scores, and the factor that brings what was summed down to them."""
+    def ask(self, keys: Tensor) -> None:
+        """Exponentials of the scores; what was summed so far is brought down to their maximum."""
         scores = self._query @ keys.float().T
         top = torch.maximum(self._top, scores.amax(1, keepdim=True))
         factor = (self._top - top).exp_()
         self._top = top
-        return scores.sub_(top).exp_(), factor
-
-    def _add(self, scores: Tensor, factor: Tensor, values: Tensor) -> None:
+        self._scores = scores.sub_(top).exp_()
         self._total.mul_(factor).add_(scores.sum(1, keepdim=True))
-        self._seen.mul_(factor).addmm_(scores, values.float())
+        self._seen.mul_(factor)
+
+    def add(self, values: Tensor) -> None:
+        """The values of the keys that were asked."""
+        assert self._scores is not None
+        self._seen.addmm_(self._scores, values.float())
+        self._scores = None
+
+    def result(self, dtype: torch.dtype) -> Tensor:
+        """`[positions that ask, channels]`, rounded once."""
+        return self._seen.div_(self._total).to(dtype)
 
 
 def _is_fused(query: Tensor, keys: Tensor) -> bool:
-    """Whether the device has all keys and a kernel that holds no matrix of scores."""
-    if query.device.type != "cuda" or keys.device != query.device:
-        return False
-    one = query[None, None]
-    whole = keys[None, None]
+    """Whether CUDA has a kernel for these that holds no matrix of scores."""
+    one, whole = query[None, None], keys[None, None]
     asked = torch.backends.cuda.SDPAParams(one, whole, whole, None, 0.0, False, False)
     return torch.backends.cuda.can_use_efficient_attention(asked)
-
-
-def _look_at_once(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    with sdpa_kernel(SDPBackend.EFFICIENT_ATTENTION):
-        return functional.scaled_dot_product_attention(
-            query[None, None], keys[None, None], values[None, None]
-        )[0, 0]

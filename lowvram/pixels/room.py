@@ -14,10 +14,11 @@ from lowvram.pixels.layers import AttentionPass, ConvPass, Pass
 
 # On the CPU a strip should stay in the cache between the operations on it: 256 channels x 512 px in
 # float32 were read, normalised and measured 1.4 times faster in strips of 8 MB than of 16 MB.
-_CACHE_BYTES = 8 << 20
+_CACHE_BYTES = 4 << 20
 _MIN_ROWS = 8  # below, the two rows of halo are more than a fifth of what is read
 _COMFORTABLE_ROWS = 16
-_CHUNK = 1024  # positions of attention that are worth computing at once
+_CHUNK = 1024  # positions of attention that are worth computing at once, in either direction
+_MOST_CHUNK = 8192  # on a device; the scores are then 268 MB
 _FLOAT = 4  # bytes of float32, in which norms, moments and softmax are computed
 
 
@@ -79,8 +80,9 @@ def chunks(one: AttentionPass, room: int, rates: Rates) -> Chunks:
     Raises:
         RequestError: not even one row at a time fits.
     """
-    resident = [cut for cut in _cuts(one, True) if cut.keys >= min(one.tokens, _CHUNK // 4)]
-    for cut in (resident if rates.device_type != "cpu" else []) + _cuts(one, False):
+    most = _most_chunk(rates)
+    resident = [cut for cut in _cuts(one, True, most) if cut.keys >= min(one.tokens, _CHUNK // 4)]
+    for cut in (resident if rates.device_type != "cpu" else []) + _cuts(one, False, most):
         if attention_bytes(one, cut, rates) <= room:
             return cut
     raise _too_small(room, _least_attention(one, rates))
@@ -158,7 +160,8 @@ def attention_bytes(one: AttentionPass, cut: Chunks, rates: Rates) -> int:
         read + work + strip * item,
         read + 2 * strip * item + exact,
         read + 2 * exact + tokens * keys * _FLOAT + chunk + keys * width * rates.upcast,
-        read + exact + 2 * strip * item,
+        read + 2 * exact + strip * item,
+        read + 3 * strip * item,
         exact + 2 * strip * item,
     ]
     constants = 2 * width * _FLOAT + _small(one, _ceil(one.source.height, rows))
@@ -176,19 +179,27 @@ def _least_conv(one: ConvPass, rates: Rates) -> int:
 
 
 def _least_attention(one: AttentionPass, rates: Rates) -> int:
-    return min(attention_bytes(one, cut, rates) for cut in _cuts(one, False))
+    return min(attention_bytes(one, cut, rates) for cut in _cuts(one, False, _CHUNK))
 
 
 def _comfortable(one: Pass, rates: Rates) -> int:
     if isinstance(one, ConvPass):
         rows = _row_choices(one, rates)
         return conv_bytes(one, min(_COMFORTABLE_ROWS, rows[0]), rates)
-    return attention_bytes(one, _cuts(one, resident=rates.device_type != "cpu")[0], rates)
+    most = _CHUNK
+    while most < min(one.tokens // 16, _most_chunk(rates)):  # more to ask: larger steps
+        most *= 2
+    return attention_bytes(one, _cuts(one, rates.device_type != "cpu", most)[0], rates)
 
 
-def _cuts(one: AttentionPass, resident: bool) -> list[Chunks]:
-    """Ways to cut attention, the best first."""
-    sizes = [size for size in (_CHUNK >> n for n in range(11)) if size < 2 * one.tokens]
+def _most_chunk(rates: Rates) -> int:
+    return _CHUNK if rates.device_type == "cpu" else _MOST_CHUNK
+
+
+def _cuts(one: AttentionPass, resident: bool, most: int) -> list[Chunks]:
+    """Ways to cut attention, the best first: `most`, a power of two, and all smaller ones."""
+    powers = (most >> n for n in range(most.bit_length()))
+    sizes = [size for size in powers if size < 2 * one.tokens]
     return [Chunks(max(1, size // one.source.width), size, resident) for size in sizes]
 
 
