@@ -122,6 +122,22 @@ def test_the_true_vae_keeps_its_room(side: int, dtype: torch.dtype, direction: D
     assert weights + room <= 0.17e9 * dtype.itemsize / 2
 
 
+@pytest.mark.parametrize(("side", "most"), [(2048, 0.4e9), (4096, 1.2e9)], ids=str)
+def test_large_pictures_keep_their_budget(side: int, most: float) -> None:
+    with torch.inference_mode(False), fake_device() as device:
+        with device:
+            vae = build(AutoencoderKL, FAMILY.published_configs["vae"], torch.float16)
+        with torch.inference_mode(), LiveBytes(device.type) as live:
+            for half in (vae.decoder, vae.post_quant_conv):
+                for parameter in half.parameters():
+                    live.add(parameter)
+            latents = torch.empty(1, 4, side // 8, side // 8, dtype=torch.float16)
+            room = int(most) - live.now
+            StripDecode(room, InRam()).decode(vae, latents, device, nothing)
+    assert live.peak <= most
+    assert comfortable_room(vae, side, side, torch.float16, "cuda") <= room
+
+
 def test_on_disk_as_in_ram_and_no_file_stays(tmp_path: Path) -> None:
     vae = make("SDXL")
     latents = torch.randn(1, 4, 9, 13)

@@ -109,7 +109,7 @@ def _seen(query: Tensor, keys: Tensor, values: Tensor, cut: Chunks, transfers: T
     dtype = query.dtype
     look = _Look(query.float() * query.shape[1] ** -0.5)
     del query
-    streamed = keys.device != transfers.device
+    streamed = not transfers.has(keys)
     coming = [
         home[start:stop] for start, stop in _spans(len(keys), cut.keys) for home in (keys, values)
     ]
@@ -124,7 +124,7 @@ def _seen(query: Tensor, keys: Tensor, values: Tensor, cut: Chunks, transfers: T
 
 
 def _put(home: Tensor, computed: Tensor, transfers: Transfers) -> None:
-    if home.device == computed.device:
+    if transfers.has(home):
         home.copy_(computed)
     else:
         transfers.write(home, computed)

@@ -109,8 +109,8 @@ class _PinnedStore(Store):
     """Registers ordinary memory with CUDA, and lends the same memory again.
 
     torch's own pinned allocator rounds to powers of two and keeps what is freed: up to twice the
-    memory, and pinned for the rest of the process. Registering costs about 0.3 s a GB, so memory
-    that comes back is lent again as long as it is large enough.
+    memory, and pinned for the rest of the process. Registering touches every page, so memory that
+    comes back is lent again as long as it is large enough. Not yet run on a GPU.
     """
 
     def __init__(self) -> None:

@@ -20,6 +20,10 @@ class Transfers:
         self.device = device
         self._coming: deque[Tensor] = deque()
 
+    def has(self, tensor: Tensor) -> bool:
+        """Whether a tensor is on the device already, as everything is on the CPU."""
+        return tensor.device.type == self.device.type
+
     def start(self, strip: Tensor) -> None:
         """Ask for a part of a host map, one contiguous block, on the device."""
         self._coming.append(strip)
@@ -53,7 +57,8 @@ class CudaTransfers(Transfers):
 
     Every device tensor comes from the computing stream's memory, and the computing stream waits for
     a copy before it uses or gives up its tensor. So memory is reused in the order of that stream:
-    no more than what is counted lives at once, however far the host runs ahead.
+    no more than what is counted lives at once, however far the host runs ahead. Tested with streams
+    that copy as late as they may (`tests/test_transfers.py`); not yet run on a GPU.
     """
 
     def __init__(self, device: torch.device) -> None:
