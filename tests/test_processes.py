@@ -68,7 +68,7 @@ def test_where_processes_cannot_fork(
 def test_a_failed_decode_costs_nothing_before_it(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lowvram.stages import decode as decode_stage
+    from lowvram.pixels.whole import WholeDecode
 
     def full(*args: object) -> None:
         raise torch_out_of_memory()
@@ -78,7 +78,7 @@ def test_a_failed_decode_costs_nothing_before_it(
 
         return torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
-    monkeypatch.setattr(decode_stage.WholeDecode, "decode", full)
+    monkeypatch.setattr(WholeDecode, "decode", full)
     with pytest.raises(errors.MemoryExhaustedError) as caught:
         lowvram.run("a cat", str(tiny), tmp_path / "x.png", steps=1, in_process=True)
     kept = tmp_path / "x.latents.safetensors"
