@@ -9,6 +9,10 @@ from PIL import Image
 
 import lowvram
 from lowvram import errors
+from lowvram.families.pixart import FAMILY
+from lowvram.weights.checkpoint import Loaded, find_class
+from lowvram.weights.streamed import Streamed
+from lowvram.weights.whole import Whole
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 
@@ -55,6 +59,60 @@ def test_same_picture_as_on_the_cpu(tiny: Path, tmp_path: Path) -> None:
         )
         made[device] = levels(result.images[0].path)
     assert np.abs(made["cpu"] - made["cuda"]).max() <= 2
+
+
+@pytest.mark.parametrize("options", [{}, {"unit": "matrix", "group": 2}, {"window": 3}], ids=str)
+@pytest.mark.parametrize("role", ["text_encoder", "transformer"])
+def test_streamed_is_whole_bit_for_bit(role: str, options: dict, tiny: Path) -> None:
+    component, device = FAMILY.component(role), torch.device("cuda")
+    dtype = getattr(torch, component.dtype)
+    network = find_class(component.class_name)
+    ids = torch.arange(3, 20)[None]
+    found = []
+    for parks in (False, True) if role == "text_encoder" else (False,):
+        for weights in (
+            Whole(dtype),
+            Streamed(dtype, component.blocks, parks=parks, repeats=not parks, **options),
+            Streamed(dtype, component.blocks, parks=parks, repeats=True, keep=True),
+        ):
+            with torch.inference_mode():
+                loaded = weights.load(network, tiny / component.subfolder, device)
+                generator = torch.Generator().manual_seed(0)
+                latents = torch.randn(1, 4, 32, 32, generator=generator).to(device, dtype)
+                text = torch.randn(1, 9, 64, generator=generator).to(device, dtype)
+                given = {
+                    "prompt_embeds": text,
+                    "prompt_attention_mask": torch.ones(1, 9, device=device),
+                }
+                timestep = torch.tensor(500, device=device)
+
+                def call(
+                    loaded: Loaded = loaded,
+                    latents: torch.Tensor = latents,
+                    given: dict = given,
+                    timestep: torch.Tensor = timestep,
+                ) -> torch.Tensor:
+                    if role == "text_encoder":
+                        here = ids.to(loaded.inputs)
+                        return FAMILY.encode(loaded.model, here, torch.ones_like(here)).cpu()
+                    return FAMILY.predict(loaded.model, latents, timestep, given, 1.0).cpu()
+
+                found += loaded.each([call, call], lambda done, total: None)
+                loaded.close()
+    assert all(torch.equal(each, found[0]) for each in found)
+
+
+def test_strips_are_the_whole_decode_within_their_budget(tiny: Path, tmp_path: Path) -> None:
+    made = lowvram.run("a red circle", str(tiny), tmp_path / "x.png", steps=1, device="cuda")
+    latents, pictures = made.images[0].latents, {}
+    for pixels in ("whole", "strips"):
+        result = lowvram.decode(
+            latents, output=tmp_path / f"{pixels}.png", pixels=pixels, device="cuda", dtype="fp32",
+            stage_budget=64 << 20,
+        )  # fmt: skip
+        assert result.report.peak_allocated_bytes <= 64 << 20
+        pictures[pixels] = levels(result.paths[0])
+    assert np.abs(pictures["whole"] - pictures["strips"]).max() <= 1
 
 
 def test_a_gpu_that_is_not_there(tiny: Path, tmp_path: Path) -> None:

@@ -79,6 +79,13 @@ class Size:
         return f"{self.width}x{self.height}"
 
 
+def guide(without: "Tensor", towards: "Tensor", guidance_scale: float) -> "Tensor":
+    """Classifier-free guidance (arXiv 2207.12598): from the prediction for the negative text
+    towards that for the prompt, and beyond.
+    """
+    return without + guidance_scale * (towards - without)
+
+
 class Family(ABC):
     """A family of models. Instances carry no state."""
 

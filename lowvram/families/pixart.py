@@ -9,7 +9,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from lowvram.errors import RequestError
-from lowvram.families.family import Component, Config, Family, Published, Size
+from lowvram.families.family import Component, Config, Family, Published, Size, guide
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -144,7 +144,7 @@ class PixArtSigma(Family):
         conditions: Mapping[str, "Tensor"],
         guidance_scale: float,
     ) -> "Tensor":
-        """Classifier-free guidance (arXiv 2207.12598), the learned variance dropped."""
+        """With guidance, the learned variance dropped."""
         import torch
 
         guided = guidance_scale > 1
@@ -159,7 +159,7 @@ class PixArtSigma(Family):
         )[0]
         if guided:
             without, towards = predicted.chunk(2)
-            predicted = without + guidance_scale * (towards - without)
+            predicted = guide(without, towards, guidance_scale)
         if predicted.shape[1] == 2 * latents.shape[1]:
             predicted = predicted.chunk(2, dim=1)[0]
         return predicted

@@ -77,7 +77,7 @@ class BlendedDecode:
             # diffusers would round latents and pixels apart: a picture of another size.
             raise RequestError(
                 f"tiles of {self.tile} px with an overlap of {self.overlap:g} are not whole cells "
-                f"of {scale} px: use tiles of 512 px with an overlap of 0.25"
+                f"of {scale} px: use --decode whole or strips"
             )
         across, down = -(-width // int(step)), -(-height // int(step))
         log.info("blended: %d x %d tiles of %d px", across, down, self.tile)

@@ -51,6 +51,9 @@ class Place(Protocol):
 class InRam:
     """Ordinary memory."""
 
+    def __str__(self) -> str:
+        return "maps in RAM"
+
     @contextmanager
     def open(self) -> Iterator[Store]:
         """Maps go with their last reference."""
@@ -60,6 +63,9 @@ class InRam:
 @dataclass(frozen=True)
 class Pinned:
     """Page-locked memory, from which a CUDA device copies while it computes."""
+
+    def __str__(self) -> str:
+        return "maps in pinned memory"
 
     @contextmanager
     def open(self) -> Iterator[Store]:
@@ -80,6 +86,9 @@ class OnDisk:
     """
 
     folder: Path | None = None
+
+    def __str__(self) -> str:
+        return "maps on disk"
 
     @contextmanager
     def open(self) -> Iterator[Store]:

@@ -4,6 +4,7 @@ Lossless before lossy: whole where it fits, else streamed; 8 and 4 bits only whe
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,20 +19,21 @@ from lowvram.stages.savings import LADDER, UNGUIDED, Savings, chunk_feed_forward
 from lowvram.weights.checkpoint import Weights, build, find_class
 from lowvram.weights.lockstep import Lockstep
 from lowvram.weights.quantized import Quantized
-from lowvram.weights.streamed import Streamed, fit
+from lowvram.weights.streamed import UNITS, Streamed, fit
 from lowvram.weights.whole import Whole
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-ENCODER_HALF = ("encoder", "quant_conv")  # what an AutoencoderKL needs for pictures only
+ENCODER_HALF = ("encoder", "quant_conv")  # of an AutoencoderKL: not needed to decode
 # A decode in one piece takes this much more than its tensors on CUDA: cuDNN's workspace, fitted on
 # published peaks of 22 decodes on an RTX 4090.
 _WORKSPACE = 1.58
 _TILE = 512  # px, the side of a tile when decoding blended; halved where it does not fit
 _LEAST_TILE = 64
 _OVERLAP = 0.25  # of a tile, diffusers' default
+_OR_STREAM = ", or --weights stream (run: --{}-weights stream)"
 _SPARE_RAM = 4 << 30  # bytes left to others before weights are kept in pinned memory
 
 
@@ -83,7 +85,8 @@ def place_encoder(
                 streamed = replace(streamed, group=max(1, spare // activations))
             reason = f"{streamed}, {_why(needs, 'stream', budget, asked)}"
             return Placed(streamed, reason)
-    raise _too_small("encode", needs, budget, "or --weights stream" if asked != "stream" else "")
+    other = _OR_STREAM.format("encoder") if asked != "stream" else ""
+    raise _too_small("encode", needs, budget, "weights", other)
 
 
 def place_transformer(
@@ -108,21 +111,19 @@ def place_transformer(
     """
     family = model.get_family()
     component = family.component("transformer")
-    stream = Streamed(dtype, component.blocks, repeats=True)
-    if not budget:
-        streams = asked == "stream"
-        keep = streams and _has_room(_bytes(Whole(dtype), _shapes(model, component, dtype)), device)
-        chosen = replace(stream, keep=keep) if streams else Whole(dtype)
-        return Placed(chosen, "the default" if asked == "auto" else "as asked")
-
+    if not budget and asked != "stream":
+        return Placed(Whole(dtype), "the default" if asked == "auto" else "as asked")
     make = _builder(model, component, dtype)
     shapes = without_storage(make)
     whole = _bytes(Whole(dtype), shapes)
+    stream = Streamed(dtype, component.blocks, repeats=True)
+    if not budget:
+        return Placed(replace(stream, keep=_has_room(whole, device)), "as asked")
     needs: dict[str, int] = {}
     for name in ("whole", "stream") if asked == "auto" else (asked,):
         for savings in LADDER if guidance else UNGUIDED:
             blocks = component.blocks if name == "stream" else ""
-            step = _step_once(family, savings, shape, text, guidance, blocks)
+            step = step_once(family, savings, shape, text, guidance, blocks)
             activations = peak_activations(make, step) + _libraries(device)
             weights: Weights | None = Whole(dtype)
             held = whole
@@ -133,7 +134,8 @@ def place_transformer(
                 needs[name] = activations + held
                 why = f"{_why(needs, name, budget, asked)}; {savings}"
                 return Placed(weights, f"{weights}, {why}" if blocks else why, savings)
-    raise _too_small("denoise", needs, budget, "or --weights stream" if asked == "whole" else "")
+    other = _OR_STREAM.format("transformer") if asked == "whole" else ""
+    raise _too_small("denoise", needs, budget, "weights", other)
 
 
 def place_pixels(
@@ -199,7 +201,8 @@ def place_pixels(
             return StripDecode(room, place), f"as asked, {held}" if asked != "auto" else (
                 f"{held} (whole needs {_gb(needs['whole'])})"
             )
-    raise _too_small("decode", needs, budget, "or --decode strips" if asked == "whole" else "")
+    other = ", or --decode strips" if asked in ("whole", "blended") else ""
+    raise _too_small("decode", needs, budget, "pixels", other)
 
 
 def _decode_once(
@@ -218,11 +221,10 @@ def _fit(
     whole: int,
     device: "torch.device",
 ) -> tuple[Streamed | None, int]:
-    """As `streamed.fit`; matrices that come and go are not used chunk by chunk."""
-    found, held = fit(shapes, stream, room)
-    if found is None or (found.unit == "matrix" and savings.feed_forward_chunks > 1):
-        return None, held
-    return replace(found, keep=_has_room(whole, device)), held
+    """As `streamed.fit`; matrices that come and go cannot be used chunk by chunk."""
+    units = ("block",) if savings.feed_forward_chunks > 1 else UNITS
+    found, held = fit(shapes, stream, room, units)
+    return found and replace(found, keep=_has_room(whole, device)), held
 
 
 def _candidates(asked: str, dtype: "torch.dtype") -> Iterator[Weights]:
@@ -252,10 +254,6 @@ def _builder(model: Model, component: Component, dtype: "torch.dtype") -> "Calla
     return make
 
 
-def _shapes(model: Model, component: Component, dtype: "torch.dtype") -> "nn.Module":
-    return without_storage(_builder(model, component, dtype))
-
-
 def _encode_once(family: Family, tokens: int) -> "Callable[[nn.Module, torch.device], object]":
     def work(network: "nn.Module", device: "torch.device") -> object:
         import torch
@@ -266,7 +264,7 @@ def _encode_once(family: Family, tokens: int) -> "Callable[[nn.Module, torch.dev
     return work
 
 
-def _step_once(
+def step_once(
     family: Family,
     savings: Savings,
     shape: tuple[int, ...],
@@ -300,17 +298,13 @@ def _step_once(
                 return [call() for call in calls]
             blocks = list(network.get_submodule(lockstep).children())
             units = list(enumerate(blocks))
-            return Lockstep(blocks, units).run(calls, 2, _there, lambda block: None)
+            return Lockstep(blocks, units).run(
+                calls, len(calls), lambda unit: nullcontext(), lambda block: None
+            )
 
         return guided(lambda _: family.predict(network, latents, timestep, alone, 1.0), each, 2.0)
 
     return work
-
-
-def _there(unit: int) -> Any:
-    from contextlib import nullcontext
-
-    return nullcontext()
 
 
 def _libraries(device: "torch.device") -> int:
@@ -330,11 +324,14 @@ def _why(needs: dict[str, int], name: str, budget: int, asked: str) -> str:
     return f"{said}{_gb(needs[name])} of {_gb(budget)}" + (f" ({others[0]})" if others else "")
 
 
-def _too_small(stage: str, needs: dict[str, int], budget: int, else_use: str) -> RequestError:
+def _too_small(
+    stage: str, needs: dict[str, int], budget: int, kind: str, else_use: str
+) -> RequestError:
+    """`kind`: of what the names in `needs` are strategies. `else_use`: another way out."""
     name, least = min(needs.items(), key=lambda item: item[1])
     return RequestError(
-        f"{stage} with weights {name} needs {_gb(least)} on the device and --stage-budget is "
-        f"{_gb(budget)}: use --stage-budget {-(-least // (1 << 20))}MiB {else_use}".rstrip()
+        f"{stage} with {kind} {name} needs {_gb(least)} on the device and --stage-budget is "
+        f"{_gb(budget)}: use --stage-budget {-(-least // (1 << 20))}MiB{else_use}"
     )
 
 

@@ -15,12 +15,9 @@ import torch
 from torch import Tensor
 
 from lowvram.errors import ModelError
+from lowvram.weights.tensor_files import DTYPES
 
-_DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
-    "U8": torch.uint8, "BOOL": torch.bool,
-}  # fmt: skip
+_DTYPES = {name: dtype for dtype, name in DTYPES.items()}
 _PIECE_BYTES = 1 << 24  # read at a time where values are converted
 _WARM_BYTES = 1 << 20  # stays in the processor's cache, so that only the file is waited for
 _NAMES = ("model.safetensors", "diffusion_pytorch_model.safetensors")

@@ -33,6 +33,7 @@ from lowvram.weights.shards import Shards
 
 T = TypeVar("T")
 HOST = torch.device("cpu")
+UNITS = ("block", "matrix")
 
 
 @dataclass(frozen=True)
@@ -292,7 +293,9 @@ def streaming_modules(
     ]
 
 
-def fit(model: nn.Module, how: Streamed, room: int) -> tuple[Streamed | None, int]:
+def fit(
+    model: nn.Module, how: Streamed, room: int, units: Sequence[str] = UNITS
+) -> tuple[Streamed | None, int]:
     """The fastest way to stream whose weights hold at most `room` bytes.
 
     Whole blocks rather than matrices; then, where passes repeat, blocks that stay.
@@ -300,6 +303,7 @@ def fit(model: nn.Module, how: Streamed, room: int) -> tuple[Streamed | None, in
     Args:
         model: for its shapes; may have no storage.
         how: everything that does not depend on the room.
+        units: that may come and go.
 
     Returns:
         that way, or None where nothing fits; and the bytes that it, or the smallest way, holds.
@@ -322,6 +326,8 @@ def fit(model: nn.Module, how: Streamed, room: int) -> tuple[Streamed | None, in
     if free >= 0:
         more = min(free // block, max(0, len(blocks) - 2)) if how.repeats else 0
         return replace(how, unit="block", window=2, resident=more), stays + (2 + more) * block
+    if "matrix" not in units:
+        return None, stays + 2 * block
     matrices = [module for _, module in streaming_modules(blocks, "matrix", 0)]
     stays += sum(map(size, blocks)) - sum(map(size, matrices))
     matrix = max(map(size, matrices), default=block)

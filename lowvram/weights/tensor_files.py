@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_DTYPES = {
+DTYPES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
     torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8",
     torch.uint8: "U8", torch.bool: "BOOL",
@@ -123,7 +123,7 @@ def _header(specs: Sequence[Spec]) -> bytes:
     for spec in specs:
         offsets = [end, end := end + spec.bytes]
         header[spec.name] = {
-            "dtype": _DTYPES[spec.dtype],
+            "dtype": DTYPES[spec.dtype],
             "shape": list(spec.shape),
             "data_offsets": offsets,
         }

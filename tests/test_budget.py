@@ -1,0 +1,166 @@
+"""A stage's budget: what is chosen keeps it, what is suggested works, what it costs is rounding."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import lowvram
+from lowvram import errors
+from lowvram.artifacts import read_header
+from lowvram.families.pixart import FAMILY
+from lowvram.memory.count import LiveBytes
+from lowvram.options import parse_bytes
+from lowvram.repository import resolve
+from lowvram.stages import placement
+from lowvram.stages.placement import place_encoder, place_pixels, place_transformer
+from lowvram.stages.savings import LADDER, Savings, chunk_feed_forward, real_tokens
+from lowvram.weights.streamed import Streamed
+from scripts.make_checkpoint import make_checkpoint
+
+CPU = torch.device("cpu")
+TEXT = {
+    "prompt_embeds": torch.zeros(30, 4096),
+    "prompt_attention_mask": torch.ones(30, dtype=torch.long),
+}
+
+
+@pytest.fixture(scope="module")
+def true_sizes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The published configurations; the weights are there by name only, for nothing loads them."""
+    import json
+
+    folder = tmp_path_factory.mktemp("true")
+    make_checkpoint(folder / "tiny")
+    for role in ("text_encoder", "transformer", "vae"):
+        path = folder / "tiny" / role / "config.json"
+        config = json.loads(path.read_text()) | dict(FAMILY.published_configs[role])
+        path.write_text(json.dumps(config))
+    return folder / "tiny"
+
+
+def suggested(error: errors.RequestError) -> int:
+    """The budget, in bytes, that a refusal names as the way out."""
+    match = re.search(r"use --stage-budget (\d+)MiB", str(error))
+    assert match, str(error)
+    return int(match[1]) << 20
+
+
+@pytest.mark.parametrize(
+    ("side", "guidance"), [(1024, True), (4096, True), (256, False)], ids=str
+)  # a minute each: benchmarks/savings.py counts every size
+def test_denoise_goals_at_true_size(side: int, guidance: bool, true_sizes: Path) -> None:
+    """And at every size the least budget that a refusal names is one that works."""
+    model = resolve(str(true_sizes))
+    shape = (1, 4, side // 8, side // 8)
+
+    def place(asked: str, budget: int) -> placement.Placed:
+        return place_transformer(model, asked, torch.float16, CPU, budget, shape, TEXT, guidance)
+
+    with pytest.raises(errors.RequestError) as caught:
+        place("auto", 30_000_000)
+    least = suggested(caught.value)
+    assert place("auto", least).weights.name == "stream"
+    with pytest.raises(errors.RequestError):
+        place("auto", int(0.98 * least))
+    assert place("auto", 16 << 30).weights.name == "whole"
+    if side == 1024:
+        assert least <= 0.27e9
+        chosen = place("stream", 270_000_000)
+        assert isinstance(chosen.weights, Streamed) and chosen.weights.unit == "block"
+
+
+@pytest.mark.parametrize("tokens", [22, 300])
+def test_encode_goals_at_true_size(tokens: int, true_sizes: Path) -> None:
+    model = resolve(str(true_sizes))
+
+    def place(asked: str, budget: int) -> placement.Placed:
+        return place_encoder(model, asked, torch.bfloat16, CPU, budget, tokens)
+
+    chosen = place("auto", 250_000_000)
+    assert isinstance(chosen.weights, Streamed) and chosen.weights.unit == "matrix"
+    assert (chosen.weights.group > 1) == (tokens == 22)
+    with pytest.raises(errors.RequestError) as caught:
+        place("stream", 100_000_000)
+    place("stream", suggested(caught.value))
+    for asked in ("8bit", "4bit", "whole"):
+        with pytest.raises(errors.RequestError, match="or --weights stream") as caught:
+            place(asked, 1 << 30)
+        assert place(asked, suggested(caught.value)).weights.name == asked
+    assert place("auto", 10 << 30).weights.name == "whole"
+    assert isinstance(block := place("auto", 1 << 30).weights, Streamed) and block.unit == "block"
+
+
+@pytest.mark.parametrize("side", [256, 1024, 4096])
+@pytest.mark.parametrize("asked", ["strips", "auto", "whole", "blended"])
+def test_decode_suggestions_work(asked: str, side: int, true_sizes: Path) -> None:
+    model, shape = resolve(str(true_sizes)), (1, 4, side // 8, side // 8)
+    with pytest.raises(errors.RequestError) as caught:
+        place_pixels(model, asked, torch.float16, CPU, 20_000_000, shape)
+    pixels, _ = place_pixels(model, asked, torch.float16, CPU, suggested(caught.value), shape)
+    assert pixels.name == {"auto": "strips"}.get(asked, asked)
+
+
+@pytest.mark.parametrize("savings", (*LADDER[1:], Savings("together", 3)), ids=str)
+def test_savings_are_exact_up_to_rounding(
+    savings: Savings, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embeds = tmp_path / "x.embeds.safetensors"
+    lowvram.encode("a red circle", str(tiny), output=embeds, dtype="fp32", padding="max")
+    found = {}
+    for name, chosen in (("plain", Savings()), ("saving", savings)):
+        for weights in ("whole", "stream"):
+            monkeypatch.setattr(placement, "LADDER", (chosen,))
+            path = tmp_path / f"{name}-{weights}.latents.safetensors"
+            lowvram.denoise(
+                embeds, output=path, steps=2, weights=weights, stage_budget=1 << 40, device="cpu"
+            )
+            settings = read_header(path).settings
+            assert {k: settings[k] for k in chosen.settings()} == chosen.settings()
+            found[name, weights] = load_file(path)["latents"]
+    for weights in ("whole", "stream"):
+        plain, saving = found["plain", weights], found["saving", weights]
+        assert (saving - plain).norm() <= 1e-5 * plain.norm()
+    assert torch.equal(found["saving", "whole"], found["saving", "stream"])
+
+
+def test_savings_hold_less() -> None:
+    """Each step down the ladder is one, in bytes that are really there."""
+    from diffusers.models.attention import FeedForward
+
+    tokens, layer = torch.randn(1, 1000, 32), FeedForward(32, activation_fn="gelu").eval()
+    peaks, results = [], []
+    for chunks in (1, 4, 16):
+        chunked = FeedForward(32, activation_fn="gelu").eval()
+        chunked.load_state_dict(layer.state_dict())
+        chunk_feed_forward(torch.nn.Sequential(chunked), chunks)
+        with torch.inference_mode(), LiveBytes("cpu") as live:
+            results.append(chunked(tokens))
+        peaks.append(live.peak)
+    print(peaks)
+    assert peaks[0] > 1.5 * peaks[1] and peaks[1] > 1.5 * peaks[2]
+    for result in results[1:]:
+        torch.testing.assert_close(result, results[0], rtol=1e-6, atol=1e-6)
+
+
+def test_real_tokens_drops_masked_ones_at_the_end_only() -> None:
+    text = {"e": torch.arange(5), "x_attention_mask": torch.tensor([1, 0, 1, 0, 0])}
+    assert real_tokens(text)["e"].tolist() == [0, 1, 2]
+    nothing = {"e": torch.arange(2), "x_attention_mask": torch.zeros(2)}
+    assert real_tokens(nothing)["e"].tolist() == [0]
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("0.5GiB", 1 << 29), ("800MB", 800_000_000), ("2G", 2 << 30), (" 1.5 gb ", 1_500_000_000)],
+)
+def test_sizes_are_read(text: str, size: int) -> None:
+    assert parse_bytes("--stage-budget", text) == size
+
+
+@pytest.mark.parametrize("text", ["", "5", "GiB", "-1GiB", "1TiBB", "nan MB"])
+def test_odd_sizes_are_refused(text: str) -> None:
+    with pytest.raises(errors.RequestError, match=r"--stage-budget .* is not a size"):
+        parse_bytes("--stage-budget", text)
