@@ -1,7 +1,7 @@
 """Write docs/cli.md from the command line itself: `python scripts/docs.py`, inside `.venv`.
 
 `--check` writes nothing and exits with 1 and one line when the file is stale; `scripts/check` calls
-it. The text depends on lowvram/cli.py and lowvram/errors.py only, never on the terminal's width.
+it. The text depends on lowvram/cli/ and lowvram/errors.py only, never on the terminal's width.
 """
 
 import argparse

@@ -10,9 +10,9 @@ from safetensors.torch import load_file
 import lowvram
 from lowvram import errors
 from lowvram.artifacts import read_header
+from lowvram.cli.options import parse_bytes
 from lowvram.families.pixart import FAMILY
 from lowvram.memory.count import LiveBytes
-from lowvram.options import parse_bytes
 from lowvram.repository import resolve
 from lowvram.stages import placement
 from lowvram.stages.placement import place_encoder, place_pixels, place_transformer

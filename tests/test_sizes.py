@@ -7,10 +7,10 @@ from diffusers.pipelines.pixart_alpha.pipeline_pixart_sigma import PixArtImagePr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lowvram.cli.options import parse_seeds, parse_size
 from lowvram.errors import RequestError
 from lowvram.families.family import Config, Size
 from lowvram.families.pixart import FAMILY, SDXL_VAE, XL_2
-from lowvram.options import parse_seeds, parse_size
 from lowvram.pixels.fit import cover_size, fit
 
 TABLES = {

@@ -1,22 +1,11 @@
-"""The command line: arguments to one call to one result. Imports no torch.
+"""The commands that make pictures: each stage alone, and `run` for all three."""
 
-Results go to stdout, everything else to stderr; errors are one line and a documented exit code.
-"""
-
-import json
-import os
-import sys
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
-from io import TextIOWrapper
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
-from lowvram import errors
-from lowvram.artifacts import SUFFIXES
-from lowvram.options import (
+from lowvram.cli.options import (
     AsJson,
     BatchSize,
     Binning,
@@ -34,7 +23,6 @@ from lowvram.options import (
     Negative,
     Padding,
     PictureSize,
-    PreparedWeights,
     Prompts,
     Revision,
     Seed,
@@ -49,27 +37,11 @@ from lowvram.options import (
     parse_seeds,
     parse_size,
 )
+from lowvram.cli.output import beside, print_json, print_stage, showing_progress
 from lowvram.repository import DEFAULT_MODEL
 from lowvram.request import TRANSFORMER_WEIGHTS, WEIGHTS
 
-if TYPE_CHECKING:
-    from lowvram.progress import OnProgress
-    from lowvram.stages.result import StageResult
 
-app = typer.Typer(
-    name="lowvram",
-    help="Pictures from diffusion transformers on small graphics cards, in three stages that run "
-    "alone: encode, denoise, decode.",
-    epilog='Try: lowvram run "a large blue star on a yellow background" -m demo',
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-
-
-@app.command()
 def encode(
     prompts: Prompts,
     model: ModelName = DEFAULT_MODEL,
@@ -95,7 +67,7 @@ def encode(
     from lowvram import api
     from lowvram.run import new_path
 
-    with _terminal() as on_progress:
+    with showing_progress() as on_progress:
         result = api.encode(
             prompts,
             model,
@@ -111,10 +83,9 @@ def encode(
             revision=revision,
             on_progress=on_progress,
         )
-    _print_stage(result, as_json, [])
+    print_stage(result, as_json, [])
 
 
-@app.command()
 def denoise(
     embeds: Annotated[Path, typer.Argument(help="What encode wrote.")],
     output: Annotated[
@@ -145,8 +116,8 @@ def denoise(
     """
     from lowvram import api
 
-    output = output or _beside(embeds, ".latents.safetensors")
-    with _terminal() as on_progress:
+    output = output or beside(embeds, ".latents.safetensors")
+    with showing_progress() as on_progress:
         result = api.denoise(
             embeds,
             output=output,
@@ -169,10 +140,9 @@ def denoise(
             on_progress=on_progress,
         )
     files = {"path": None, "embeds": str(embeds), "latents": str(output)}
-    _print_stage(result, as_json, [files for _ in result.items])
+    print_stage(result, as_json, [files for _ in result.items])
 
 
-@app.command()
 def decode(
     latents: Annotated[Path, typer.Argument(help="What denoise wrote.")],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="x.png")] = None,
@@ -191,10 +161,10 @@ def decode(
     """
     from lowvram import api
 
-    with _terminal() as on_progress:
+    with showing_progress() as on_progress:
         result = api.decode(
             latents,
-            output=output or _beside(latents, ".png"),
+            output=output or beside(latents, ".png"),
             model=model,
             pixels=pixels,
             dtype=dtype,
@@ -204,10 +174,9 @@ def decode(
             on_progress=on_progress,
         )
     files = {"embeds": None, "latents": str(latents)}
-    _print_stage(result, as_json, [{"path": str(path), **files} for path in result.paths])
+    print_stage(result, as_json, [{"path": str(path), **files} for path in result.paths])
 
 
-@app.command()
 def run(
     prompts: Prompts,
     model: ModelName = DEFAULT_MODEL,
@@ -260,7 +229,7 @@ def run(
     """
     from lowvram.run import run as run_stages
 
-    with _terminal(loads_here=in_process) as on_progress:
+    with showing_progress(loads_here=in_process) as on_progress:
         result = run_stages(
             prompts,
             model,
@@ -291,155 +260,8 @@ def run(
             on_progress=on_progress,
         )
     if as_json:
-        _print_json(result.to_json())
+        print_json(result.to_json())
     else:
         for image in result.images:
             print(image.path)
         print(f"\n{result.table()}")
-
-
-@app.command()
-def prepare(
-    model: Annotated[
-        str | None,
-        typer.Argument(help="Short name (pixart-sigma-1024, demo, …), repository or folder."),
-    ] = None,
-    weights: PreparedWeights = "bf16",
-    to: Annotated[
-        Path | None, typer.Option("--to", help="Folder to put it in; default: the cache.")
-    ] = None,
-    show: Annotated[
-        bool, typer.Option("--list", help="Show what is prepared, with sizes.")
-    ] = False,
-    remove: Annotated[
-        str | None,
-        typer.Option("--remove", metavar="NAME", help="Delete: a name from the list, or a model."),
-    ] = None,
-    revision: Revision = None,
-    as_json: AsJson = False,
-) -> None:
-    """Write once what every later run reads: half of what is published, or a quarter.
-
-    \b
-    lowvram prepare pixart-sigma-1024 --weights 8bit
-    lowvram prepare --list
-    """
-    from lowvram import prepared
-
-    if (model is not None) + show + (remove is not None) != 1:
-        raise errors.RequestError("name a model to prepare, or use --list or --remove NAME")
-    if remove is not None:
-        freed = prepared.remove(remove)
-        if as_json:
-            _print_json({"freed_bytes": freed})
-        else:
-            print(f"freed {freed / 1e6:,.1f} MB")
-        return
-    entries = prepared.list_prepared()
-    if model is not None:
-        from lowvram.repository import resolve
-
-        with _terminal() as on_progress:
-            from lowvram.stages.prepare import prepare as write
-
-            made = write(resolve(model, revision), weights, to, on_progress)
-        entries = [each for each in prepared.list_prepared() if each.prepared in made]
-    if as_json:
-        _print_json({"prepared": [each.to_json() for each in entries]})
-    for each in () if as_json else entries:
-        print(f"{each.bytes / 1e6:10,.1f} MB  {each.state:<10}  {each.name}  {each.path}")
-
-
-@app.command()
-def report(
-    file: Annotated[Path, typer.Argument(help="The x.report.json that run wrote.")],
-    as_json: AsJson = False,
-) -> None:
-    """Memory and time of each stage of an earlier run.
-
-    \b
-    lowvram report outputs/a-red-heart.report.json
-    """
-    from lowvram.memory.report import read, table
-
-    document = read(file)
-    if as_json:
-        _print_json(document)
-    else:
-        print(table(document["stages"]))
-
-
-def main() -> None:
-    """Entry point: errors become one line on stderr and an exit code."""
-    for stream in (sys.stdout, sys.stderr):  # a path or prompt that this encoding lacks
-        if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
-    sys.exit(exit_code(sys.argv[1:]))
-
-
-def exit_code(arguments: Sequence[str]) -> int:
-    """Carry out a command line and return its exit code (see errors.py)."""
-    try:
-        code = app(list(arguments), standalone_mode=False)
-        if code == errors.INTERRUPTED_EXIT_CODE:  # what typer makes of Ctrl-C
-            return _interrupted()
-        return code if isinstance(code, int) else 0
-    except errors.LowvramError as error:
-        print(f"lowvram: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        return _interrupted()
-    except BrokenPipeError:  # the reader of our output has had enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except Exception as error:
-        if type(error).__name__ == "NoArgsIsHelpError":
-            print(error.format_message())  # type: ignore[attr-defined]
-            return 0
-        if hasattr(error, "format_message"):  # click's: an unknown option, a missing argument
-            print(f"lowvram: {error.format_message()} (see lowvram --help)", file=sys.stderr)
-            return errors.RequestError.exit_code
-        raise
-
-
-def _interrupted() -> int:
-    print("lowvram: interrupted", file=sys.stderr)
-    return errors.INTERRUPTED_EXIT_CODE
-
-
-def _terminal(loads_here: bool = True) -> "AbstractContextManager[OnProgress]":
-    """Show progress; and where models are loaded in this process, keep the libraries quiet."""
-    from lowvram.terminal import quiet_environment, quiet_libraries, terminal
-
-    quiet_environment()
-    if loads_here:
-        quiet_libraries()
-    return terminal()
-
-
-def _beside(path: Path, suffix: str) -> Path:
-    """x.embeds.safetensors to x.latents.safetensors or x.png."""
-    known = next((each for each in SUFFIXES.values() if path.name.endswith(each)), path.suffix)
-    return path.with_name(path.name.removesuffix(known) + suffix)
-
-
-def _print_stage(result: "StageResult", as_json: bool, files: list[dict[str, Any]]) -> None:
-    """A stage's result: the files it made and its row of the table, or the JSON document."""
-    report = result.report.to_json()
-    if as_json:
-        shown = ("prompt", "seed", "width", "height")
-        images = [
-            {**{name: item[name] for name in shown}, **each}
-            for item, each in zip(result.items, files, strict=False)
-        ]
-        _print_json({"images": images, "stages": [report]})
-        return
-    from lowvram.memory.report import table
-
-    for path in result.paths:
-        print(path)
-    print(f"\n{table([report])}")
-
-
-def _print_json(document: dict[str, Any]) -> None:
-    print(json.dumps(document, indent=2))

@@ -1,0 +1,51 @@
+"""What the commands share: progress on stderr, results on stdout."""
+
+import json
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lowvram.artifacts import SUFFIXES
+
+if TYPE_CHECKING:
+    from lowvram.progress import OnProgress
+    from lowvram.stages.result import StageResult
+
+
+def showing_progress(loads_here: bool = True) -> "AbstractContextManager[OnProgress]":
+    """Show progress; and where models are loaded in this process, keep the libraries quiet."""
+    from lowvram.terminal import quiet_environment, quiet_libraries, terminal
+
+    quiet_environment()
+    if loads_here:
+        quiet_libraries()
+    return terminal()
+
+
+def beside(path: Path, suffix: str) -> Path:
+    """x.embeds.safetensors to x.latents.safetensors or x.png."""
+    known = next((each for each in SUFFIXES.values() if path.name.endswith(each)), path.suffix)
+    return path.with_name(path.name.removesuffix(known) + suffix)
+
+
+def print_stage(result: "StageResult", as_json: bool, files: list[dict[str, Any]]) -> None:
+    """A stage's result: the files it made and its row of the table, or the JSON document."""
+    report = result.report.to_json()
+    if as_json:
+        shown = ("prompt", "seed", "width", "height")
+        images = [
+            {**{name: item[name] for name in shown}, **each}
+            for item, each in zip(result.items, files, strict=False)
+        ]
+        print_json({"images": images, "stages": [report]})
+        return
+    from lowvram.memory.report import table
+
+    for path in result.paths:
+        print(path)
+    print(f"\n{table([report])}")
+
+
+def print_json(document: dict[str, Any]) -> None:
+    """One JSON document on stdout."""
+    print(json.dumps(document, indent=2))

@@ -1,0 +1,83 @@
+"""The commands around the pictures: what is prepared, and what a run took."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lowvram import errors
+from lowvram.cli.options import (
+    AsJson,
+    PreparedWeights,
+    Revision,
+)
+from lowvram.cli.output import print_json, showing_progress
+
+
+def prepare(
+    model: Annotated[
+        str | None,
+        typer.Argument(help="Short name (pixart-sigma-1024, demo, …), repository or folder."),
+    ] = None,
+    weights: PreparedWeights = "bf16",
+    to: Annotated[
+        Path | None, typer.Option("--to", help="Folder to put it in; default: the cache.")
+    ] = None,
+    show: Annotated[
+        bool, typer.Option("--list", help="Show what is prepared, with sizes.")
+    ] = False,
+    remove: Annotated[
+        str | None,
+        typer.Option("--remove", metavar="NAME", help="Delete: a name from the list, or a model."),
+    ] = None,
+    revision: Revision = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write once what every later run reads: half of what is published, or a quarter.
+
+    \b
+    lowvram prepare pixart-sigma-1024 --weights 8bit
+    lowvram prepare --list
+    """
+    from lowvram import prepared
+
+    if (model is not None) + show + (remove is not None) != 1:
+        raise errors.RequestError("name a model to prepare, or use --list or --remove NAME")
+    if remove is not None:
+        freed = prepared.remove(remove)
+        if as_json:
+            print_json({"freed_bytes": freed})
+        else:
+            print(f"freed {freed / 1e6:,.1f} MB")
+        return
+    entries = prepared.list_prepared()
+    if model is not None:
+        from lowvram.repository import resolve
+
+        with showing_progress() as on_progress:
+            from lowvram.stages.prepare import prepare as write
+
+            made = write(resolve(model, revision), weights, to, on_progress)
+        entries = [each for each in prepared.list_prepared() if each.prepared in made]
+    if as_json:
+        print_json({"prepared": [each.to_json() for each in entries]})
+    for each in () if as_json else entries:
+        print(f"{each.bytes / 1e6:10,.1f} MB  {each.state:<10}  {each.name}  {each.path}")
+
+
+def report(
+    file: Annotated[Path, typer.Argument(help="The x.report.json that run wrote.")],
+    as_json: AsJson = False,
+) -> None:
+    """Memory and time of each stage of an earlier run.
+
+    \b
+    lowvram report outputs/a-red-heart.report.json
+    """
+    from lowvram.memory.report import read, table
+
+    document = read(file)
+    if as_json:
+        print_json(document)
+    else:
+        print(table(document["stages"]))
