@@ -31,6 +31,7 @@ def encode(
     clean_caption: bool = True,
     padding: str = "none",
     max_tokens: int | None = None,
+    vram: int | None = None,
     stage_budget: int | None = None,
     revision: str | None = None,
     on_progress: OnProgress = ignore,
@@ -51,6 +52,7 @@ def encode(
         clean_caption=clean_caption,
         padding=padding,
         max_tokens=max_tokens,
+        vram=vram,
         stage_budget=stage_budget,
     )
     return encode_stage.encode(task, on_progress)
@@ -75,6 +77,7 @@ def denoise(
     dtype: str = "auto",
     device: str = "auto",
     batch_size: int = 1,
+    vram: int | None = None,
     stage_budget: int | None = None,
     callback: Callback | None = None,
     callback_steps: int = 1,
@@ -109,6 +112,7 @@ def denoise(
         dtype=dtype,
         device=device,
         batch_size=batch_size,
+        vram=vram,
         stage_budget=stage_budget,
     )
     return denoise_stage.denoise(task, on_progress, callback, callback_steps)
@@ -123,6 +127,7 @@ def decode(
     dtype: str = "auto",
     device: str = "auto",
     batch_size: int = 1,
+    vram: int | None = None,
     stage_budget: int | None = None,
     on_progress: OnProgress = ignore,
 ) -> StageResult:
@@ -144,6 +149,7 @@ def decode(
         dtype=dtype,
         device=device,
         batch_size=batch_size,
+        vram=vram,
         stage_budget=stage_budget,
     )
     return decode_stage.decode(task, on_progress)

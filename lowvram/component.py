@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, TypeVar
 
+from lowvram.memory.budget import capped, tracked
 from lowvram.memory.meter import Meter
+from lowvram.memory.plan import Room
 from lowvram.weights.checkpoint import Loaded, Weights, find_class, named_tensors
 
 if TYPE_CHECKING:
@@ -43,6 +45,7 @@ def use(
     weights: Weights,
     device: "torch.device",
     meter: Meter,
+    room: Room,
     work: Callable[[Loaded], T],
 ) -> Used[T]:
     """Load a component, do `work` with it, release it.
@@ -51,6 +54,7 @@ def use(
         class_name: "library.ClassName".
         folder: holds its configuration and safetensors.
         meter: gets the phases "load", "compute" and "release".
+        room: what may be allocated; where the user has set it, going over is an error.
 
     Raises:
         ModelError: its files are missing or damaged. Whatever `work` raises.
@@ -59,7 +63,7 @@ def use(
 
     loaded = None
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), capped(device, room):
             model_class = find_class(class_name)  # imports for seconds: not part of loading
             with meter.phase("load"):
                 loaded = weights.load(model_class, folder, device)
@@ -67,7 +71,7 @@ def use(
             watched = {
                 name: weakref.ref(tensor) for name, tensor in named_tensors(loaded.model).items()
             }
-            with meter.phase("compute"):
+            with meter.phase("compute"), tracked(device, room, size):
                 result = work(loaded)
         with meter.phase("release"):
             loaded.close()

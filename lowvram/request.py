@@ -41,7 +41,9 @@ class EncodeTask:
     clean_caption: bool
     padding: str
     max_tokens: int
-    stage_budget: int  # bytes that the stage may hold on the device; 0 for no bound
+    vram: int  # bytes that the process may take on the device; 0 for what is free
+    stage_budget: int  # bytes that tensors may take there, which counts instead; 0 for none
+    steps_down: int  # ways of working that have run out of memory already
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,9 @@ class DenoiseTask:
     dtype: str
     device: str
     batch_size: int
+    vram: int
     stage_budget: int
+    steps_down: int
 
     @property
     def asks_the_scheduler(self) -> bool:
@@ -84,7 +88,9 @@ class DecodeTask:
     dtype: str
     device: str
     batch_size: int
+    vram: int
     stage_budget: int
+    steps_down: int
 
 
 AnyTask = EncodeTask | DenoiseTask | DecodeTask
@@ -114,6 +120,7 @@ def resolve_encode(
     clean_caption: bool = True,
     padding: str = "none",
     max_tokens: int | None = None,
+    vram: int | None = None,
     stage_budget: int | None = None,
 ) -> EncodeTask:
     """Check what was asked of the encode stage.
@@ -121,12 +128,13 @@ def resolve_encode(
     Args:
         prompts: one or many; each must say something.
         negative_prompt: one for all, or one for each.
-        weights: how the text encoder's weights sit; "auto" takes 8bit on a GPU, else whole, and
-            with a budget whole where it fits, else stream.
+        weights: how the text encoder's weights sit; "auto" takes whole where it fits, else
+            stream.
         clean_caption: clean the text as the model's training captions were.
         padding: "none" encodes real tokens only; "max" pads as the diffusers pipeline does.
         max_tokens: at which text is cut; None for the family's limit.
-        stage_budget: bytes that the stage may hold on the device; None for no bound.
+        vram: bytes that the process may take on the device; None for what is free.
+        stage_budget: bytes that tensors may take there, which counts instead; None for none.
 
     Raises:
         RequestError: names the value and the way out.
@@ -160,7 +168,9 @@ def resolve_encode(
         clean_caption=clean_caption,
         padding=_one_of("--padding", padding, PADDINGS),
         max_tokens=_in_range("--max-tokens", limit if max_tokens is None else max_tokens, 2, limit),
-        stage_budget=_budget(stage_budget),
+        vram=_budget("--vram", vram),
+        stage_budget=_budget("--stage-budget", stage_budget),
+        steps_down=0,
     )
 
 
@@ -184,6 +194,7 @@ def resolve_denoise(
     dtype: str = "auto",
     device: str = "auto",
     batch_size: int = 1,
+    vram: int | None = None,
     stage_budget: int | None = None,
 ) -> DenoiseTask:
     """Check what was asked of the denoise stage.
@@ -201,10 +212,11 @@ def resolve_denoise(
         eta: noise added in each step, for schedulers that take it (DDIM).
         latents: a safetensors file with `latents` `[pictures, channels, height, width]`, standard
             normal, to start from instead of drawing noise.
-        weights: how the transformer's weights sit; "auto" takes whole, and with a budget that it
-            does not fit, stream.
+        weights: how the transformer's weights sit; "auto" takes whole where it fits, else
+            stream.
         batch_size: pictures per call of the transformer.
-        stage_budget: bytes that the stage may hold on the device; None for no bound.
+        vram: bytes that the process may take on the device; None for what is free.
+        stage_budget: bytes that tensors may take there, which counts instead; None for none.
 
     Raises:
         RequestError: names the value and the way out.
@@ -249,7 +261,9 @@ def resolve_denoise(
         dtype=_one_of("--dtype", dtype, DTYPES),
         device=device,
         batch_size=_in_range("--batch-size", batch_size, 1, 4096),
-        stage_budget=_budget(stage_budget),
+        vram=_budget("--vram", vram),
+        stage_budget=_budget("--stage-budget", stage_budget),
+        steps_down=0,
     )
 
 
@@ -262,6 +276,7 @@ def resolve_decode(
     dtype: str = "auto",
     device: str = "auto",
     batch_size: int = 1,
+    vram: int | None = None,
     stage_budget: int | None = None,
 ) -> DecodeTask:
     """Check what was asked of the decode stage.
@@ -270,9 +285,10 @@ def resolve_decode(
         latents: path of the denoise stage's file.
         output: the picture, or for several a pattern: x.png becomes x-0.png, x-1.png, …
         decode: "whole", "strips" (the same pixels) or "blended" (diffusers' tiles, not the same);
-            "auto" takes whole, and with a budget that it does not fit, strips.
+            "auto" takes whole where it fits, else strips.
         batch_size: pictures per call of the VAE.
-        stage_budget: bytes that the stage may hold on the device; None for no bound.
+        vram: bytes that the process may take on the device; None for what is free.
+        stage_budget: bytes that tensors may take there, which counts instead; None for none.
 
     Raises:
         RequestError: names the value and the way out.
@@ -290,7 +306,9 @@ def resolve_decode(
         dtype=_one_of("--dtype", dtype, DTYPES),
         device=device,
         batch_size=_in_range("--batch-size", batch_size, 1, 4096),
-        stage_budget=_budget(stage_budget),
+        vram=_budget("--vram", vram),
+        stage_budget=_budget("--stage-budget", stage_budget),
+        steps_down=0,
     )
 
 
@@ -379,10 +397,10 @@ def _one_of(option: str, value: str, allowed: Sequence[str]) -> str:
     return value
 
 
-def _budget(size: int | None) -> int:
-    """Bytes; 0 for no bound."""
-    if size is not None and size < 1 << 20:
-        raise RequestError(f"--stage-budget {size} bytes is under 1 MiB: write it as 0.5GiB")
+def _budget(option: str, size: int | None) -> int:
+    """Bytes; 0 for none."""
+    if size is not None and not 1 << 20 <= size < 1 << 50:
+        raise RequestError(f"{option} {size} bytes is not 1 MiB to 1 PiB: write it as 0.5GiB")
     return size or 0
 
 

@@ -84,6 +84,7 @@ def run(
     encoder_weights: str = "auto",
     transformer_weights: str = "auto",
     decode: str = "auto",
+    vram: int | None = None,
     stage_budget: int | None = None,
     clean_caption: bool = True,
     padding: str = "none",
@@ -133,6 +134,7 @@ def run(
                 clean_caption=clean_caption,
                 padding=padding,
                 max_tokens=max_tokens,
+                vram=vram,
                 stage_budget=stage_budget,
             ),
             resolve_denoise(
@@ -154,6 +156,7 @@ def run(
                 dtype=dtype,
                 device=device,
                 batch_size=batch_size,
+                vram=vram,
                 stage_budget=stage_budget,
             ),
             resolve_decode(
@@ -164,6 +167,7 @@ def run(
                 dtype=dtype,
                 device=device,
                 batch_size=batch_size,
+                vram=vram,
                 stage_budget=stage_budget,
             ),
         ]

@@ -1,10 +1,13 @@
 """Fixtures that several test files use."""
 
+import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from lowvram.families.pixart import FAMILY
 from scripts.make_checkpoint import make_checkpoint
 
 
@@ -21,4 +24,16 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny PixArt-Sigma with random weights, in diffusers layout; do not write into it."""
     folder = tmp_path_factory.mktemp("tiny")
     make_checkpoint(folder, size="tiny", shard="200KB")  # sharded as the published T5 is
+    return folder
+
+
+@pytest.fixture(scope="session")
+def true_sizes(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The published configurations; the weights are there by name only, for nothing loads them."""
+    folder = tmp_path_factory.mktemp("true") / "published"
+    shutil.copytree(tiny, folder)
+    for role in ("text_encoder", "transformer", "vae"):
+        path = folder / role / "config.json"
+        config = json.loads(path.read_text()) | dict(FAMILY.published_configs[role])
+        path.write_text(json.dumps(config))
     return folder

@@ -1,7 +1,9 @@
 """A stage's budget: what is chosen keeps it, what is suggested works, what it costs is rounding."""
 
 import re
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 import torch
@@ -10,35 +12,25 @@ from safetensors.torch import load_file
 import lowvram
 from lowvram import errors
 from lowvram.artifacts import read_header
-from lowvram.cli.options import parse_bytes
-from lowvram.families.pixart import FAMILY
+from lowvram.memory.budget import find_room, parse_bytes
 from lowvram.memory.count import LiveBytes
+from lowvram.memory.plan import Option, Room, choose
+from lowvram.pixels.strategy import Pixels
 from lowvram.repository import resolve
-from lowvram.stages import placement
-from lowvram.stages.placement import place_encoder, place_pixels, place_transformer
+from lowvram.stages.options import transformer
+from lowvram.stages.options.encoder import Texts, encoder_options
+from lowvram.stages.options.pixels import pixels_options
+from lowvram.stages.options.transformer import Placed, Steps, transformer_options
 from lowvram.stages.savings import LADDER, Savings, chunk_feed_forward, real_tokens
+from lowvram.weights.checkpoint import Weights
 from lowvram.weights.streamed import Streamed
-from scripts.make_checkpoint import make_checkpoint
 
+T = TypeVar("T")
 CPU = torch.device("cpu")
 TEXT = {
     "prompt_embeds": torch.zeros(30, 4096),
     "prompt_attention_mask": torch.ones(30, dtype=torch.long),
 }
-
-
-@pytest.fixture(scope="module")
-def true_sizes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The published configurations; the weights are there by name only, for nothing loads them."""
-    import json
-
-    folder = tmp_path_factory.mktemp("true")
-    make_checkpoint(folder / "tiny")
-    for role in ("text_encoder", "transformer", "vae"):
-        path = folder / "tiny" / role / "config.json"
-        config = json.loads(path.read_text()) | dict(FAMILY.published_configs[role])
-        path.write_text(json.dumps(config))
-    return folder / "tiny"
 
 
 def suggested(error: errors.RequestError) -> int:
@@ -48,59 +40,71 @@ def suggested(error: errors.RequestError) -> int:
     return int(match[1]) << 20
 
 
-@pytest.mark.parametrize(
-    ("side", "guidance"), [(1024, True), (4096, True), (256, False)], ids=str
-)  # a minute each: benchmarks/savings.py counts every size
-def test_denoise_goals_at_true_size(side: int, guidance: bool, true_sizes: Path) -> None:
-    """And at every size the least budget that a refusal names is one that works."""
-    model = resolve(str(true_sizes))
-    shape = (1, 4, side // 8, side // 8)
+def place(stage: str, options: Callable[[Room], Iterable[Option[T]]], budget: int) -> Option[T]:
+    """What a stage would choose within a budget."""
+    room = find_room(CPU, 0, budget)
+    return choose(stage, options(room), room, 0, ", or another").option
 
-    def place(asked: str, budget: int) -> placement.Placed:
-        return place_transformer(model, asked, torch.float16, CPU, budget, shape, TEXT, guidance)
+
+@pytest.mark.parametrize("guidance", [True, False], ids=["guided", "alone"])
+@pytest.mark.parametrize("side", [256, 512, 1024, 2048, 4096])
+def test_denoise_at_true_size(side: int, guidance: bool, true_sizes: Path) -> None:
+    """At every size the least budget that a refusal names is one that works."""
+    model = resolve(str(true_sizes))
+    steps = Steps((1, 4, side // 8, side // 8), TEXT, guidance, 20)
+
+    def options(asked: str) -> Callable[[Room], Iterable[Option[Placed]]]:
+        return lambda room: transformer_options(model, asked, torch.float16, CPU, room, steps)
 
     with pytest.raises(errors.RequestError) as caught:
-        place("auto", 30_000_000)
+        place("denoise", options("auto"), 30_000_000)
     least = suggested(caught.value)
-    assert place("auto", least).weights.name == "stream"
+    assert place("denoise", options("auto"), least).name == "stream"
     with pytest.raises(errors.RequestError):
-        place("auto", int(0.98 * least))
-    assert place("auto", 16 << 30).weights.name == "whole"
+        place("denoise", options("auto"), int(0.98 * least))
+    assert place("denoise", options("auto"), 16 << 30).name == "whole"
     if side == 1024:
         assert least <= 0.27e9
-        chosen = place("stream", 270_000_000)
-        assert isinstance(chosen.weights, Streamed) and chosen.weights.unit == "block"
+        chosen = place("denoise", options("stream"), 270_000_000).strategy.weights
+        assert isinstance(chosen, Streamed) and chosen.unit == "block"
 
 
 @pytest.mark.parametrize("tokens", [22, 300])
-def test_encode_goals_at_true_size(tokens: int, true_sizes: Path) -> None:
+def test_encode_at_true_size(tokens: int, true_sizes: Path) -> None:
     model = resolve(str(true_sizes))
 
-    def place(asked: str, budget: int) -> placement.Placed:
-        return place_encoder(model, asked, torch.bfloat16, CPU, budget, tokens)
+    def options(asked: str) -> Callable[[Room], Iterable[Option[Weights]]]:
+        return lambda room: encoder_options(
+            model, asked, torch.bfloat16, CPU, room, Texts(2, tokens)
+        )
 
-    chosen = place("auto", 250_000_000)
-    assert isinstance(chosen.weights, Streamed) and chosen.weights.unit == "matrix"
-    assert (chosen.weights.group > 1) == (tokens == 22)
+    chosen = place("encode", options("auto"), 250_000_000).strategy
+    assert isinstance(chosen, Streamed) and chosen.unit == "matrix"
+    assert (chosen.group > 1) == (tokens == 22)
     with pytest.raises(errors.RequestError) as caught:
-        place("stream", 100_000_000)
-    place("stream", suggested(caught.value))
+        place("encode", options("stream"), 100_000_000)
+    place("encode", options("stream"), suggested(caught.value))
     for asked in ("8bit", "4bit", "whole"):
-        with pytest.raises(errors.RequestError, match="or --weights stream") as caught:
-            place(asked, 1 << 30)
-        assert place(asked, suggested(caught.value)).weights.name == asked
-    assert place("auto", 10 << 30).weights.name == "whole"
-    assert isinstance(block := place("auto", 1 << 30).weights, Streamed) and block.unit == "block"
+        with pytest.raises(errors.RequestError, match="or another") as caught:
+            place("encode", options(asked), 1 << 30)
+        assert place("encode", options(asked), suggested(caught.value)).name == asked
+    assert place("encode", options("auto"), 10 << 30).name == "whole"
+    assert isinstance(block := place("encode", options("auto"), 1 << 30).strategy, Streamed)
+    assert block.unit == "block"
 
 
 @pytest.mark.parametrize("side", [256, 1024, 4096])
 @pytest.mark.parametrize("asked", ["strips", "auto", "whole", "blended"])
 def test_decode_suggestions_work(asked: str, side: int, true_sizes: Path) -> None:
     model, shape = resolve(str(true_sizes)), (1, 4, side // 8, side // 8)
+
+    def options(room: Room) -> Iterable[Option[Pixels]]:
+        return pixels_options(model, asked, torch.float16, CPU, room, shape)
+
     with pytest.raises(errors.RequestError) as caught:
-        place_pixels(model, asked, torch.float16, CPU, 20_000_000, shape)
-    pixels, _ = place_pixels(model, asked, torch.float16, CPU, suggested(caught.value), shape)
-    assert pixels.name == {"auto": "strips"}.get(asked, asked)
+        place("decode", options, 20_000_000)
+    found = place("decode", options, suggested(caught.value))
+    assert found.name == {"auto": "strips"}.get(asked, asked)
 
 
 @pytest.mark.parametrize("savings", (*LADDER[1:], Savings("together", 3)), ids=str)
@@ -112,7 +116,7 @@ def test_savings_are_exact_up_to_rounding(
     found = {}
     for name, chosen in (("plain", Savings()), ("saving", savings)):
         for weights in ("whole", "stream"):
-            monkeypatch.setattr(placement, "LADDER", (chosen,))
+            monkeypatch.setattr(transformer, "LADDER", (chosen,))
             path = tmp_path / f"{name}-{weights}.latents.safetensors"
             lowvram.denoise(
                 embeds, output=path, steps=2, weights=weights, stage_budget=1 << 40, device="cpu"
@@ -160,7 +164,7 @@ def test_sizes_are_read(text: str, size: int) -> None:
     assert parse_bytes("--stage-budget", text) == size
 
 
-@pytest.mark.parametrize("text", ["", "5", "GiB", "-1GiB", "1TiBB", "nan MB"])
+@pytest.mark.parametrize("text", ["", "5", "GiB", "-1GiB", "1TiBB", "nan MB", "9" * 400 + "GB"])
 def test_odd_sizes_are_refused(text: str) -> None:
     with pytest.raises(errors.RequestError, match=r"--stage-budget .* is not a size"):
         parse_bytes("--stage-budget", text)

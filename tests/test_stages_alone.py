@@ -10,6 +10,7 @@ import torch
 import lowvram
 from lowvram import component, errors
 from lowvram.memory.meter import Meter
+from lowvram.memory.plan import Room
 from lowvram.weights.checkpoint import Loaded
 from lowvram.weights.whole import Whole
 
@@ -53,7 +54,7 @@ def test_release_leaves_nothing_and_names_what_stays(tiny: Path) -> None:
     def lend(work: "component.Callable[[Loaded], object]") -> component.Used[object]:
         cpu = torch.device("cpu")
         name, folder = "diffusers.AutoencoderKL", tiny / "vae"
-        return component.use(name, folder, Whole(torch.float32), cpu, Meter(cpu), work)
+        return component.use(name, folder, Whole(torch.float32), cpu, Meter(cpu), Room(0), work)
 
     used = lend(lambda vae: sum(p.numel() for p in vae.model.parameters()))
     assert used.left_behind == []
@@ -72,7 +73,13 @@ def test_an_error_that_is_kept_keeps_no_weights(tiny: Path) -> None:
 
     with pytest.raises(MemoryError) as kept:
         component.use(
-            "diffusers.AutoencoderKL", tiny / "vae", Whole(torch.float32), cpu, Meter(cpu), fail
+            "diffusers.AutoencoderKL",
+            tiny / "vae",
+            Whole(torch.float32),
+            cpu,
+            Meter(cpu),
+            Room(0),
+            fail,
         )
     assert kept.value.__traceback__ is not None
     assert watched[0]() is None

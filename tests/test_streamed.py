@@ -200,11 +200,12 @@ def test_fit_grows_from_matrices_to_whole() -> None:
         model_class = find_class(component.class_name)
         model = build(model_class, family.published_configs["transformer"], torch.float16)
     how = Streamed(torch.float16, component.blocks, repeats=True)
-    assert fit(model, how, 50 << 20)[0] is None
+    smallest, least = fit(model, how, 50 << 20)
+    assert smallest.unit == "matrix" and smallest.window == 2 and sum(least) > 50 << 20
     held = []
-    for room in (80_000_000, 130_000_000, 300_000_000, 1_300_000_000):
+    for room in (80_000_000, 140_000_000, 300_000_000, 1_300_000_000):
         found, size = fit(model, how, room)
-        assert found is not None and size <= room
+        assert sum(size) <= room and size == found.sizes(model)
         held.append((found.unit, found.resident))
     assert held[0] == ("matrix", 0) and held[1] == ("block", 0)
     assert 0 < held[2][1] < held[3][1] == 26  # of 28 blocks, beside a window of two

@@ -61,7 +61,18 @@ PreparedWeights = Annotated[
 ]
 StageBudget = Annotated[
     str | None,
-    typer.Option("--stage-budget", help="What a stage may hold on the device: 0.5GiB, 800MB."),
+    typer.Option(
+        "--stage-budget",
+        help="What tensors of a stage may take on the device: 0.5GiB; counts instead of --vram.",
+    ),
+]
+Vram = Annotated[
+    str | None,
+    typer.Option(
+        "--vram",
+        envvar="LOWVRAM_VRAM",
+        help="What the process may take on the device: 4GiB; default: what is free now.",
+    ),
 ]
 CleanCaption = Annotated[
     bool,
@@ -125,21 +136,6 @@ def parse_size(text: str) -> Size:
     if match is None:
         raise RequestError(f"size {text!r} is not WIDTHxHEIGHT: for example 1024x768")
     return Size(int(match[1]), int(match[2]))
-
-
-def parse_bytes(option: str, text: str | None) -> int | None:
-    """A size such as "0.5GiB", "800MB" or "2G" (= GiB) in bytes; None stays None.
-
-    Raises:
-        RequestError: not of that form.
-    """
-    if text is None:
-        return None
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt])(i?b)?\s*", text.lower())
-    if match is None:
-        raise RequestError(f"{option} {text!r} is not a size: for example 0.5GiB or 800MB")
-    base = 1000 if match[3] == "b" else 1024
-    return int(float(match[1]) * base ** ("kmgt".index(match[2]) + 1))
 
 
 def parse_seeds(text: str) -> int | list[int]:

@@ -31,13 +31,14 @@ from lowvram.cli.options import (
     Steps,
     Timesteps,
     TransformerWeights,
+    Vram,
     Weights,
-    parse_bytes,
     parse_numbers,
     parse_seeds,
     parse_size,
 )
 from lowvram.cli.output import beside, print_json, print_stage, showing_progress
+from lowvram.memory.budget import parse_bytes
 from lowvram.repository import DEFAULT_MODEL
 from lowvram.request import TRANSFORMER_WEIGHTS, WEIGHTS
 
@@ -55,6 +56,7 @@ def encode(
     clean: CleanCaption = True,
     padding: Padding = "none",
     max_tokens: MaxTokens = None,
+    vram: Vram = None,
     stage_budget: StageBudget = None,
     revision: Revision = None,
     as_json: AsJson = False,
@@ -79,6 +81,7 @@ def encode(
             clean_caption=clean,
             padding=padding,
             max_tokens=max_tokens,
+            vram=parse_bytes("--vram", vram),
             stage_budget=parse_bytes("--stage-budget", stage_budget),
             revision=revision,
             on_progress=on_progress,
@@ -106,6 +109,7 @@ def denoise(
     dtype: Dtype = "auto",
     device: Device = "auto",
     batch_size: BatchSize = 1,
+    vram: Vram = None,
     stage_budget: StageBudget = None,
     as_json: AsJson = False,
 ) -> None:
@@ -136,6 +140,7 @@ def denoise(
             dtype=dtype,
             device=device,
             batch_size=batch_size,
+            vram=parse_bytes("--vram", vram),
             stage_budget=parse_bytes("--stage-budget", stage_budget),
             on_progress=on_progress,
         )
@@ -151,6 +156,7 @@ def decode(
     dtype: Dtype = "auto",
     device: Device = "auto",
     batch_size: BatchSize = 1,
+    vram: Vram = None,
     stage_budget: StageBudget = None,
     as_json: AsJson = False,
 ) -> None:
@@ -170,6 +176,7 @@ def decode(
             dtype=dtype,
             device=device,
             batch_size=batch_size,
+            vram=parse_bytes("--vram", vram),
             stage_budget=parse_bytes("--stage-budget", stage_budget),
             on_progress=on_progress,
         )
@@ -199,6 +206,7 @@ def run(
         ),
     ] = "auto",
     pixels: Decode = "auto",
+    vram: Vram = None,
     stage_budget: StageBudget = None,
     seed: Seed = "0",
     images: Images = None,
@@ -238,6 +246,7 @@ def run(
             encoder_weights=encoder_weights,
             transformer_weights=transformer_weights,
             decode=pixels,
+            vram=parse_bytes("--vram", vram),
             stage_budget=parse_bytes("--stage-budget", stage_budget),
             clean_caption=clean,
             padding=padding,

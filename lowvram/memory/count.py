@@ -6,11 +6,13 @@ the host's "cpu", and code that stages between the two runs as it is.
 """
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -22,37 +24,65 @@ class LiveBytes(TorchDispatchMode):
         now, peak: bytes of the storages that live now, and the most there were at once.
     """
 
-    def __init__(self, device_type: str) -> None:
+    def __init__(self, device_type: str, now: int = 0, limit: int | None = None) -> None:
+        """`now`: bytes that are there already. `limit`: of bytes at once; None for no limit."""
         super().__init__()  # type: ignore[no-untyped-call]
         self.device_type = device_type
-        self.now = self.peak = 0
+        self.now = self.peak = now
+        self.limit = limit
         self._seen: dict[int, int] = {}  # a storage's address to its bytes
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        """Run the operation, then count what it made."""
+        """Run the operation, then count what it made.
+
+        Raises:
+            MemoryError: more than the limit is there now.
+        """
         result = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, torch.Tensor):
-                self.add(leaf)
+        leaves = result if type(result) in (tuple, list) else (result,)
+        for leaf in leaves:
+            if isinstance(leaf, Tensor) and leaf.device.type == self.device_type:
+                self._count(leaf, args if _may_alias(func) else ())
         return result
 
-    def add(self, tensor: torch.Tensor) -> None:
+    def add(self, tensor: Tensor) -> None:
         """Count a tensor; those made outside of the context are counted only by this."""
-        if tensor.device.type != self.device_type:
-            return
+        if tensor.device.type == self.device_type:
+            self._count(tensor, ())
+
+    def _count(self, tensor: Tensor, inputs: Iterable[Any]) -> None:
+        """`inputs`: of what the tensor may be a view; views of what is not counted are not."""
         storage = tensor.untyped_storage()
         key = storage._cdata
-        if key in self._seen:
+        if key in self._seen or any(
+            isinstance(each, Tensor) and each.untyped_storage()._cdata == key
+            for each in tree_leaves(inputs)
+        ):
             return
         self._seen[key] = size = storage.nbytes()
         self.now += size
+        self.changed(key, size)
         self.peak = max(self.peak, self.now)
         weakref.finalize(storage, self._forget, key)
+        if self.limit is not None and self.now > self.limit:
+            raise MemoryError(
+                f"{self.now / 1e9:.3f} GB of tensors, and {self.limit / 1e9:.3f} GB are allowed"
+            )
+
+    def changed(self, key: int, size: int) -> None:
+        """A storage came with so many bytes, or went (negative). For those who want to know."""
 
     def _forget(self, key: int) -> None:
-        self.now -= self._seen.pop(key)
+        size = self._seen.pop(key)
+        self.now -= size
+        self.changed(key, -size)
+
+
+@cache
+def _may_alias(func: Any) -> bool:
+    return any(value.alias_info is not None for value in func._schema.returns)
 
 
 @contextmanager

@@ -38,6 +38,10 @@ class BlendedDecode:
 
     name: ClassVar[str] = "blended"
 
+    def settings(self) -> dict[str, Any]:
+        """See `Pixels.settings`: the tiles change the picture."""
+        return {"strategy": self.name, "tile": self.tile, "overlap": self.overlap}
+
     def decode(
         self, vae: Any, latents: "Tensor", device: "torch.device", on_progress: "OnWork"
     ) -> "Tensor":

@@ -21,6 +21,10 @@ class Pixels(Protocol):
         """ "whole", "strips" or "blended"."""
         ...
 
+    def settings(self) -> dict[str, Any]:
+        """What a picture's record says of it."""
+        ...
+
     def decode(
         self, vae: Any, latents: "Tensor", device: "torch.device", on_progress: OnWork
     ) -> "Tensor":

@@ -37,6 +37,10 @@ class StripDecode:
 
     name: ClassVar[str] = "strips"
 
+    def settings(self) -> dict[str, Any]:
+        """See `Pixels.settings`: the room changes no pixel."""
+        return {"strategy": self.name}
+
     def decode(
         self, vae: Any, latents: "Tensor", device: "torch.device", on_progress: "OnWork"
     ) -> "Tensor":

@@ -16,6 +16,10 @@ class WholeDecode:
 
     name: ClassVar[str] = "whole"
 
+    def settings(self) -> dict[str, Any]:
+        """See `Pixels.settings`."""
+        return {"strategy": self.name}
+
     def decode(
         self, vae: Any, latents: "Tensor", device: "torch.device", on_progress: "OnWork"
     ) -> "Tensor":

@@ -8,7 +8,9 @@ from lowvram import artifacts
 from lowvram.component import use
 from lowvram.devices import choose_device, choose_dtype, dtype_name
 from lowvram.errors import NonFiniteError, translated
+from lowvram.memory.budget import find_room
 from lowvram.memory.meter import Meter
+from lowvram.memory.plan import choose
 from lowvram.pixels import png
 from lowvram.pixels.fit import fit, to_levels
 from lowvram.pixels.strategy import OnWork, Pixels
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+_OR_STRIPS = ", or --decode strips"
+
 log = logging.getLogger(__name__)
 
 
@@ -33,7 +37,7 @@ def decode(task: DecodeTask, on_progress: OnProgress = ignore) -> StageResult:
         ModelError, DeviceError, MemoryExhaustedError, StorageError: as their names say.
         NonFiniteError: the VAE computed NaN or infinity; that picture is not written.
     """
-    from lowvram.stages.placement import ENCODER_HALF, place_pixels  # imports torch
+    from lowvram.stages.options.pixels import ENCODER_HALF, pixels_options  # imports torch
 
     header, tensors = artifacts.read(Path(task.latents), "latents")
     model = Model.from_record(task.model)
@@ -43,8 +47,16 @@ def decode(task: DecodeTask, on_progress: OnProgress = ignore) -> StageResult:
     dtype, dtype_reason = choose_dtype(task.dtype, component.dtype, device, upcast)
     first = tensors["latents"]
     shape = (min(task.batch_size, len(first)), *first.shape[1:])
-    pixels, why = place_pixels(model, task.decode, dtype, device, task.stage_budget, shape)
-    reasons = [f"decode {pixels.name}: {why}", f"{dtype_name(dtype)}: {dtype_reason}"]
+    room = find_room(device, task.vram, task.stage_budget)
+    choice = choose(
+        "decode",
+        pixels_options(model, task.decode, dtype, device, room, shape, -(-len(first) // shape[0])),
+        room,
+        task.steps_down,
+        _OR_STRIPS if task.decode in ("whole", "blended") else "",
+    )
+    pixels = choice.option.strategy
+    reasons = [f"decode {pixels.name}: {choice.reason}", f"{dtype_name(dtype)}: {dtype_reason}"]
     log.info("decode on %s, %s", device, "; ".join(reasons))
 
     paths = picture_paths(Path(task.output), len(header.items))
@@ -56,7 +68,7 @@ def decode(task: DecodeTask, on_progress: OnProgress = ignore) -> StageResult:
             "denoise": header.settings,
             "made_from": header.key,
         }
-        | {"decode": {**settings, "strategy": pixels.name, "batch_size": task.batch_size}}
+        | {"decode": {**settings, **pixels.settings(), "batch_size": task.batch_size}}
         for item in header.items
     ]
     with translated("decode"):
@@ -68,6 +80,7 @@ def decode(task: DecodeTask, on_progress: OnProgress = ignore) -> StageResult:
             Whole(dtype, without=ENCODER_HALF),
             device,
             meter,
+            room,
             lambda loaded: _decode_all(
                 task,
                 model,

@@ -16,7 +16,9 @@ from lowvram.component import use
 from lowvram.devices import choose_device, choose_dtype, dtype_name
 from lowvram.errors import NonFiniteError, RequestError, first_line, translated
 from lowvram.families.family import Family, Size
+from lowvram.memory.budget import find_room
 from lowvram.memory.meter import Meter
+from lowvram.memory.plan import choose
 from lowvram.progress import OnProgress, Progress, ignore
 from lowvram.repository import Model
 from lowvram.request import DenoiseTask
@@ -28,6 +30,8 @@ from lowvram.weights.checkpoint import Loaded
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+
+_OR_STREAM = ", or --weights stream (run: --transformer-weights stream)"
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +59,7 @@ def denoise(
     if callback_steps < 1:
         raise RequestError(f"callback_steps {callback_steps} is out of range: 1 or more")
     embeds_header, embeds = artifacts.read(Path(task.embeds), "embeds")
-    from lowvram.stages.placement import place_transformer  # imports torch
+    from lowvram.stages.options.transformer import Steps, transformer_options  # imports torch
 
     model = Model.from_record(task.model)
     component = model.get_family().component("transformer")
@@ -67,19 +71,25 @@ def denoise(
     starts = _starts(task, model, items, embeds)
     with translated("denoise"):
         meter = Meter(device)
-        placed = place_transformer(
-            model,
-            task.weights,
-            dtype,
-            device,
-            task.stage_budget,
+        room = find_room(device, task.vram, task.stage_budget)
+        batches = -(-len(starts) // task.batch_size)
+        steps = Steps(
             (min(task.batch_size, len(starts)), *_latent_shape(task, model)),
             max((text for start in starts for text in start.texts()), key=_tokens),
             task.guidance_scale > 1,
+            batches * len(make_scheduler("cpu").timesteps),
         )
+        choice = choose(
+            "denoise",
+            transformer_options(model, task.weights, dtype, device, room, steps),
+            room,
+            task.steps_down,
+            _OR_STREAM if task.weights == "whole" else "",
+        )
+        placed = choice.option.strategy
         folder, note = prepared.fetch(model, "transformer", "whole", dtype_name(dtype))
         reasons = [
-            f"weights {placed.weights.name}: {placed.reason}",
+            f"weights {placed.weights.name}: {choice.reason}",
             f"{dtype_name(dtype)}: {dtype_reason}",
             *([note] if note else []),
         ]
@@ -91,6 +101,7 @@ def denoise(
             placed.weights,
             device,
             meter,
+            room,
             lambda loaded: _denoise_all(
                 task,
                 model,

@@ -15,7 +15,9 @@ from lowvram.component import use
 from lowvram.devices import choose_device, choose_dtype, dtype_name
 from lowvram.errors import NonFiniteError, RequestError, translated
 from lowvram.families.family import Family
+from lowvram.memory.budget import find_room
 from lowvram.memory.meter import Meter
+from lowvram.memory.plan import choose
 from lowvram.progress import OnProgress, Progress, ignore
 from lowvram.repository import Model
 from lowvram.request import EncodeTask
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_OR_STREAM = ", or --weights stream (run: --encoder-weights stream)"
+
 Texts = tuple[str, ...]  # texts, each once, in the order in which they are first wanted
 
 
@@ -37,7 +41,8 @@ def encode(task: EncodeTask, on_progress: OnProgress = ignore) -> StageResult:
         ModelError, DeviceError, MemoryExhaustedError, StorageError: as their names say.
         NonFiniteError: the encoder computed NaN or infinity; nothing is written.
     """
-    from lowvram.stages.placement import place_encoder  # imports torch
+    from lowvram.stages.options.encoder import Texts as Wanted  # imports torch
+    from lowvram.stages.options.encoder import encoder_options
 
     model = Model.from_record(task.model)
     family = model.get_family()
@@ -51,12 +56,20 @@ def encode(task: EncodeTask, on_progress: OnProgress = ignore) -> StageResult:
         items, texts = _prepare(task, family, tokenizer)
         longest = max(max(item["tokens"], item["negative_tokens"]) for item in items)
         tokens = task.max_tokens if task.padding == "max" else longest
-        placed = place_encoder(model, task.weights, dtype, device, task.stage_budget, tokens)
-        weights = placed.weights
+        room = find_room(device, task.vram, task.stage_budget)
+        wanted = Wanted(len(texts), tokens)
+        choice = choose(
+            "encode",
+            encoder_options(model, task.weights, dtype, device, room, wanted),
+            room,
+            task.steps_down,
+            "" if task.weights in ("auto", "stream") else _OR_STREAM,
+        )
+        weights = choice.option.strategy
         stored = "whole" if weights.name == "stream" else weights.name
         folder, note = prepared.fetch(model, "text_encoder", stored, dtype_name(dtype))
         reasons = [
-            f"weights {weights.name}: {placed.reason}",
+            f"weights {weights.name}: {choice.reason}",
             f"{dtype_name(dtype)}: {dtype_reason}",
             *([note] if note else []),
         ]
@@ -68,6 +81,7 @@ def encode(task: EncodeTask, on_progress: OnProgress = ignore) -> StageResult:
             weights,
             device,
             meter,
+            room,
             lambda loaded: _encode_all(task, family, tokenizer, loaded, texts, on_progress),
         )
         header = artifacts.Header(

@@ -87,6 +87,14 @@ class Weights(Protocol):
         """Of all that is not quantised."""
         ...
 
+    def sizes(self, network: "nn.Module") -> list[int]:
+        """Bytes of each tensor or buffer that its weights hold on the device at most.
+
+        Args:
+            network: as `build` makes it; may have no storage, is not changed.
+        """
+        ...
+
     def load(self, model_class: Any, folder: Path, device: "torch.device") -> Loaded:
         """The component, ready to compute on the device, in evaluation mode.
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from lowvram.weights.shards import Shards
 
-_ALIGNMENT = 512  # bytes, that of torch's allocator: kernels see the alignment they are tuned for
+ALIGNMENT = 512  # bytes, that of torch's allocator: kernels see the alignment they are tuned for
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Unit:
         for name, dtype in names.items():
             places[name] = end
             count = shards.tensors[name].size // shards.tensors[name].dtype.itemsize
-            end += -(-count * dtype.itemsize // _ALIGNMENT) * _ALIGNMENT
+            end += -(-count * dtype.itemsize // ALIGNMENT) * ALIGNMENT
         return Unit(names, places, end)
 
     def views(self, buffer: Tensor, shards: Shards) -> dict[str, Tensor]:

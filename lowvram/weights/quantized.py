@@ -4,6 +4,7 @@ T5's `wo` stays as it is: transformers never quantises it, and nf4 on it gives g
 bfloat16 for the rest T5-XXL holds 5.90 GB in 8 bits and 4.32 GB in 4 bits.
 """
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,26 +76,46 @@ class Quantized:
         model.eval().requires_grad_(False)
         return Resident(model, device)
 
-    def count_bytes(self, skeleton: "nn.Module") -> int:
-        """Bytes that the weights will take, from a model on the meta device.
+    def sizes(self, network: "nn.Module") -> list[int]:
+        """See `Weights.sizes`; scales count with their matrices.
 
         The real quantiser says which matrices it takes; nothing is loaded.
         """
         from bitsandbytes.nn.modules import Linear4bit, Linear8bitLt
+
+        found: dict[int, int] = {}
+        for module in self._quantised(network).modules():
+            for parameter in module.parameters(recurse=False):
+                size = parameter.numel() * self.dtype.itemsize
+                if isinstance(module, Linear8bitLt) and parameter.ndim == 2:
+                    size = parameter.numel() + 4 * parameter.shape[0]  # a float32 scale a row
+                elif isinstance(module, Linear4bit) and parameter.ndim == 2:
+                    size = parameter.numel() // 2 + 4 * -(-parameter.numel() // _NF4_BLOCK)
+                found[id(parameter)] = size
+        return list(found.values())
+
+    def workspace(self, network: "nn.Module", tokens: int) -> int:
+        """Bytes that bitsandbytes' kernels take beside what the network's own operations do.
+
+        4 bits: a matrix in the dtype, made anew for each product. 8 bits: the input in int8 and
+        the product in int32. Source: `autograd/_functions.py` of bitsandbytes 0.50.
+        """
+        from bitsandbytes.nn.modules import Linear4bit, Linear8bitLt
+
+        taken = [
+            module
+            for module in self._quantised(network).modules()
+            if isinstance(module, (Linear4bit, Linear8bitLt))
+        ]
+        if self.bits == 4:
+            return max(m.in_features * m.out_features for m in taken) * self.dtype.itemsize
+        return max(tokens * (m.in_features + 4 * m.out_features) for m in taken)
+
+    def _quantised(self, network: "nn.Module") -> "nn.Module":
+        """A copy without storage, with the layers of bitsandbytes in their places."""
         from transformers.quantizers import AutoHfQuantizer
 
+        skeleton = copy.deepcopy(network)
         quantizer = AutoHfQuantizer.from_config(self.config(), pre_quantized=False)
         quantizer.preprocess_model(model=skeleton, dtype=self.dtype, device_map=None)
-        total, counted = 0, set()
-        for module in skeleton.modules():
-            for parameter in module.parameters(recurse=False):
-                if id(parameter) in counted:
-                    continue
-                counted.add(id(parameter))
-                if isinstance(module, Linear8bitLt) and parameter.ndim == 2:
-                    total += parameter.numel() + 4 * parameter.shape[0]  # a float32 scale a row
-                elif isinstance(module, Linear4bit) and parameter.ndim == 2:
-                    total += parameter.numel() // 2 + 4 * -(-parameter.numel() // _NF4_BLOCK)
-                else:
-                    total += parameter.numel() * self.dtype.itemsize
-        return total
+        return skeleton

@@ -26,7 +26,7 @@ from lowvram.weights.checkpoint import (
     skeleton,
     stored_dtype,
 )
-from lowvram.weights.lanes import Unit, choose_lane
+from lowvram.weights.lanes import ALIGNMENT, Unit, choose_lane
 from lowvram.weights.lockstep import Lockstep
 from lowvram.weights.pump import Pump
 from lowvram.weights.shards import Shards
@@ -46,7 +46,8 @@ class Streamed:
         unit: what comes and goes: "block", or "matrix" (each nn.Linear; the rest of a block stays).
         window: units that have room on the device, 2 or more: one in use, the others under way.
         resident: blocks, evenly spaced, that stay on the device; with "block" only.
-        group: calls that may be inside a block at once where units are matrices.
+        together: calls that may be under way at once; more are taken in several passes. 0 for all.
+        group: of those, calls that may be inside a block at once where units are matrices.
         repeats: whether passes follow one another (each denoising step is one), so that the reader
             runs on into the next.
         parks: whether tensors between blocks lie on the host: room for many calls at once.
@@ -58,6 +59,7 @@ class Streamed:
     unit: str = "block"
     window: int = 2
     resident: int = 0
+    together: int = 0
     group: int = 1
     repeats: bool = False
     parks: bool = False
@@ -72,6 +74,16 @@ class Streamed:
         stays = f", {self.resident} blocks stay" if self.resident else ""
         kept = ", kept in pinned memory" if self.keep else ""
         return f"{self.unit} by {self.unit}{stays}{kept}"
+
+    def sizes(self, network: nn.Module) -> list[int]:
+        """See `Weights.sizes`: what stays, and the window."""
+        return _Layout(network, self.blocks).sizes(self)
+
+    def moving(self, network: nn.Module) -> int:
+        """Bytes that come and go in a pass, of a network that may have no storage."""
+        blocks = list(network.get_submodule(self.blocks).children())
+        modules = streaming_modules(blocks, self.unit, self.resident)
+        return sum(_unit_bytes(module) for _, module in modules)
 
     def load(self, model_class: Any, folder: Path, device: torch.device) -> "Streaming":
         """See `Weights.load`."""
@@ -123,15 +135,23 @@ class Streaming:
         return sum(stays.values()) + self._lane.held_bytes
 
     def each(self, calls: Sequence[Callable[[], T]], on_count: OnCount) -> list[T]:
-        """See `Loaded`: side by side, in one pass over the weights. Counts blocks."""
-        group = self._how.group if self._how.unit == "matrix" else len(calls)
-        groups = -(-len(calls) // group)
-        if self._pump is None or not self._how.repeats or self._groups != groups:
-            self._start(groups)
+        """See `Loaded`: side by side, in as few passes over the weights as go. Counts blocks."""
         last = len(list(self.model.get_submodule(self._how.blocks).children()))
-        return self._lockstep.run(
-            calls, group, self._supplied, lambda block: on_count(block + 1, last)
-        )
+        together = self._how.together or len(calls)
+        passes = -(-len(calls) // together)
+        results: list[T] = []
+        for number in range(passes):
+            part = calls[number * together : (number + 1) * together]
+            group = self._how.group if self._how.unit == "matrix" else len(part)
+            groups = -(-len(part) // group)
+            if self._pump is None or not self._how.repeats or self._groups != groups:
+                self._start(groups)
+
+            def on_block(block: int, done: int = number * last + 1) -> None:
+                on_count(done + block, passes * last)
+
+            results += self._lockstep.run(part, group, self._supplied, on_block)
+        return results
 
     def close(self) -> None:
         """See `Loaded`."""
@@ -272,6 +292,9 @@ class EmbeddingRows(nn.Module):
     def forward(self, ids: Tensor) -> Tensor:
         """Ids `[…]` to rows `[…, columns]`, on the device of the ids."""
         wanted, places = ids.unique(return_inverse=True)
+        count = self._shards.tensors[self._name].shape[0]
+        if wanted.numel() and not 0 <= int(wanted[0]) <= int(wanted[-1]) < count:
+            raise IndexError(f"token {int(wanted[-1])} is beyond the {count} rows of {self._name}")
         rows = self._shards.rows(self._name, wanted.tolist(), self._dtype)
         return functional.embedding(places, rows.to(ids.device))
 
@@ -297,46 +320,66 @@ def streaming_modules(
 
 
 def fit(
-    model: nn.Module, how: Streamed, room: int, units: Sequence[str] = UNITS
-) -> tuple[Streamed | None, int]:
-    """The fastest way to stream whose weights hold at most `room` bytes.
+    model: nn.Module, how: Streamed, room: int | None, units: Sequence[str] = UNITS
+) -> tuple[Streamed, list[int]]:
+    """The fastest way to stream whose weights hold at most `room` bytes; or the smallest.
 
     Whole blocks rather than matrices; then, where passes repeat, blocks that stay.
 
     Args:
         model: for its shapes; may have no storage.
         how: everything that does not depend on the room.
+        room: None for no bound: two blocks, and none that stays.
         units: that may come and go.
 
     Returns:
-        that way, or None where nothing fits; and the bytes that it, or the smallest way, holds.
+        that way, and the sizes that it holds (`Streamed.sizes`).
     """
+    blocks = len(list(model.get_submodule(how.blocks).children()))
+    stay = range(max(0, blocks - 2) if how.repeats and room is not None else 0, -1, -1)
+    ways = [replace(how, unit="block", window=2, resident=count) for count in stay]
+    ways = ways if "block" in units else []
+    if "matrix" in units:
+        ways += [replace(how, unit="matrix", window=window, resident=0) for window in (8, 4, 3, 2)]
+    layout = _Layout(model, how.blocks)
+    for way in ways:
+        held = layout.sizes(way)
+        if room is None or sum(held) <= room:
+            break
+    return way, held
 
-    def size(module: nn.Module) -> int:
-        return sum(-(-p.numel() * how.dtype.itemsize // 512) * 512 for p in module.parameters())
 
-    blocks = list(model.get_submodule(how.blocks).children())
-    tables = [m for m in model.modules() if type(m) is nn.Embedding]
-    in_blocks = {id(p) for block in blocks for p in block.parameters()}
-    by_rows = {id(m.weight) for m in tables} - in_blocks
-    stays = sum(
-        t.numel() * how.dtype.itemsize
-        for t in itertools.chain(model.parameters(), model.buffers())
-        if id(t) not in in_blocks | by_rows
-    )
-    block = max(map(size, blocks))
-    free = room - stays - 2 * block
-    if free >= 0:
-        more = min(free // block, max(0, len(blocks) - 2)) if how.repeats else 0
-        return replace(how, unit="block", window=2, resident=more), stays + (2 + more) * block
-    if "matrix" not in units:
-        return None, stays + 2 * block
-    matrices = [module for _, module in streaming_modules(blocks, "matrix", 0)]
-    stays += sum(map(size, blocks)) - sum(map(size, matrices))
-    matrix = max(map(size, matrices), default=block)
-    fits = (room - stays) // matrix
-    small = replace(how, unit="matrix", window=int(min(max(fits, 2), 8)), resident=0)
-    return (small if fits >= 2 else None), stays + small.window * matrix
+class _Layout:
+    """Bytes of a network's tensors by where they stand."""
+
+    def __init__(self, model: nn.Module, blocks: str) -> None:
+        self.blocks = list(model.get_submodule(blocks).children())
+        inside = {id(p) for block in self.blocks for p in block.parameters()}
+        tables = {id(m.weight) for m in model.modules() if type(m) is nn.Embedding} - inside
+        others = itertools.chain(model.parameters(), model.buffers())
+        self.outside = [_bytes(t) for t in others if id(t) not in inside | tables]
+        self.largest = max(_unit_bytes(block) for block in self.blocks)
+
+    def sizes(self, how: Streamed) -> list[int]:
+        """See `Streamed.sizes`."""
+        moving = streaming_modules(self.blocks, how.unit, how.resident)
+        largest = self.largest
+        if how.unit == "matrix":
+            largest = max((_unit_bytes(module) for _, module in moving), default=0)
+        goes = {id(p) for _, module in moving for p in module.parameters()}
+        stays = [
+            _bytes(p) for block in self.blocks for p in block.parameters() if id(p) not in goes
+        ]
+        return [*self.outside, *stays, *[largest] * min(how.window, len(moving))]
+
+
+def _unit_bytes(module: nn.Module) -> int:
+    """As `Unit.of` lays it out."""
+    return sum(-(-_bytes(p) // ALIGNMENT) * ALIGNMENT for p in module.parameters())
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
 
 
 def _placeholder(shards: Shards, name: str, dtype: torch.dtype) -> nn.Parameter:

@@ -9,10 +9,12 @@ from lowvram.weights.checkpoint import (
     broken_files_named,
     check_complete,
     check_stored_quantisation,
+    named_tensors,
 )
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,15 @@ class Whole:
     def name(self) -> str:
         """As on the command line."""
         return "whole"
+
+    def sizes(self, network: "nn.Module") -> list[int]:
+        """See `Weights.sizes`."""
+        tensors = {
+            id(tensor): tensor.numel() * tensor.element_size()
+            for name, tensor in named_tensors(network).items()
+            if not name.startswith(self.without)
+        }
+        return list(tensors.values())
 
     def load(self, model_class: Any, folder: Path, device: "torch.device") -> Resident:
         """See `Weights.load`. transformers and diffusers take the same arguments here."""

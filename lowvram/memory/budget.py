@@ -1,0 +1,123 @@
+"""What a stage may hold on the device: as the user says, or what is free; and that it holds to it.
+
+`--vram` is what the process may take on the card, context and libraries included; `--stage-budget`
+is what tensors may take. Imports torch when called.
+"""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from lowvram.errors import RequestError
+from lowvram.memory.plan import Room, show
+
+if TYPE_CHECKING:
+    import torch
+
+    from lowvram.memory.count import LiveBytes
+
+# What the driver counts for a process with torch's kernels loaded, until it is measured here.
+# 0.3 to 0.55 GB are reported for consumer cards; a promise is better kept with the larger.
+CONTEXT_BYTES = 550 << 20
+# Left to the desktop, and to what others take meanwhile, where the user sets no budget.
+MARGIN_BYTES = 300 << 20
+_RAM_MARGIN_BYTES = 1 << 30
+
+
+def parse_bytes(option: str, text: str | None) -> int | None:
+    """A size such as "0.5GiB", "800MB" or "2G" (= GiB) in bytes; None stays None.
+
+    Raises:
+        RequestError: not of that form.
+    """
+    if text is None:
+        return None
+    match = re.fullmatch(r"\s*(\d{1,12}(?:\.\d{1,12})?)\s*([kmgt])(i?b)?\s*", text.lower())
+    if match is None:
+        raise RequestError(f"{option} {text[:40]!r} is not a size: for example 0.5GiB or 800MB")
+    base = 1000 if match[3] == "b" else 1024
+    return int(float(match[1]) * base ** ("kmgt".index(match[2]) + 1))
+
+
+def find_room(
+    device: "torch.device", vram: int, stage_budget: int, context: int = CONTEXT_BYTES
+) -> Room:
+    """What a stage may allocate.
+
+    Args:
+        vram: bytes that the process may take on the device; 0 for what is free now.
+        stage_budget: bytes that tensors may take, which then counts instead; 0 for none.
+        context: bytes that the process takes on a GPU without any tensor.
+
+    Raises:
+        RequestError: nothing is left beside the context.
+    """
+    if stage_budget:
+        return Room(stage_budget, f"--stage-budget is {show(stage_budget)}")
+    if vram:
+        overhead = context if device.type == "cuda" else 0
+        if vram <= overhead:
+            raise RequestError(
+                f"--vram {show(vram)} is less than a process takes on a GPU without any tensor "
+                f"({show(overhead)}): use --vram {(overhead >> 20) + 512}MiB"
+            )
+        return Room(vram - overhead, f"--vram is {show(vram)}", overhead)
+    if device.type == "cuda":
+        return Room(max(1 << 20, _free_on_gpu(device) - MARGIN_BYTES))
+    if device.type == "cpu":
+        import psutil
+
+        return Room(max(1 << 20, psutil.virtual_memory().available - _RAM_MARGIN_BYTES))
+    return Room(0)
+
+
+@contextmanager
+def capped(device: "torch.device", room: Room) -> Iterator[None]:
+    """Let the allocator of a GPU refuse what is beyond the room, instead of spilling."""
+    if device.type != "cuda" or not room.bytes:
+        yield
+        return
+    import torch
+
+    total = torch.cuda.get_device_properties(device).total_memory
+    torch.cuda.set_per_process_memory_fraction(min(1.0, room.bytes / total), device)
+    try:
+        yield
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0, device)
+
+
+@contextmanager
+def tracked(device: "torch.device", room: Room, weights: int) -> Iterator["LiveBytes | None"]:
+    """Keep to the room that was asked for where no allocator does: on a CPU, by counting tensors.
+
+    Costs about 50 microseconds an operation: nothing beside true sizes, and the demo model's time
+    again; so it is not done where nobody asked.
+
+    Args:
+        weights: bytes that are there already.
+    """
+    if device.type != "cpu" or not room.asked:
+        yield None
+        return
+    from lowvram.memory.count import LiveBytes
+
+    with LiveBytes(device.type, weights, room.bytes) as live:
+        yield live
+
+
+def _free_on_gpu(device: "torch.device") -> int:
+    """Bytes; the lesser of what the runtime and the driver say, for on Windows they differ."""
+    import torch
+
+    free = torch.cuda.mem_get_info(device)[0]
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+        uuid = str(torch.cuda.get_device_properties(device).uuid)
+        info = pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}"))
+    except Exception:  # no driver library: the runtime's word stands
+        return int(free)
+    return int(min(free, info.free))

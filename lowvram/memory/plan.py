@@ -1,0 +1,147 @@
+"""Chooses: of the ways a stage can work, fastest first, the first that keeps within the room.
+
+Knows no model and no strategy: a way is an `Option` with its need, and whoever can offer some lists
+them in order. Lossless ones come before lossy ones, and lossy ones only where they are named.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from lowvram.errors import MemoryExhaustedError, RequestError
+
+S = TypeVar("S")
+
+
+@dataclass(frozen=True)
+class Need:
+    """What a way of working takes. Bytes.
+
+    Attributes:
+        allocated: on the device, at the peak.
+        reserved: by the device's allocator, at the peak; None on a CPU.
+        host: in RAM beside what an idle interpreter with the libraries takes.
+        read: from files.
+        transferred: from the host to the device, in all.
+        flops: floating-point operations, in all.
+    """
+
+    allocated: int
+    reserved: int | None = None
+    host: int = 0
+    read: int = 0
+    transferred: int = 0
+    flops: int = 0
+
+
+@dataclass(frozen=True)
+class Option(Generic[S]):
+    """One way of working.
+
+    Attributes:
+        name: as on the command line.
+        says: the details of it, for people; "" for none.
+        fits: whether the allocator could serve it, where that was tried and more than the need
+            counts; see `Room`.
+    """
+
+    strategy: S
+    name: str
+    need: Need
+    says: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.name}, {self.says}" if self.says else self.name
+
+
+@dataclass(frozen=True)
+class Room:
+    """What a stage may allocate on the device.
+
+    Attributes:
+        bytes: 0 for no bound.
+        asked: how the user said so, for messages: "--vram 4GiB"; "" where it is what is free.
+        overhead: bytes of the process on the device beside (context, libraries), which are no
+            room any more: a user who is told to ask for more is told with them.
+    """
+
+    bytes: int
+    asked: str = ""
+    overhead: int = 0
+
+    def holds(self, need: Need) -> bool:
+        """Whether it is enough."""
+        return not self.bytes or max(need.allocated, need.reserved or 0) <= self.bytes
+
+
+@dataclass(frozen=True)
+class Choice(Generic[S]):
+    """An option with the reason for it."""
+
+    option: Option[S]
+    reason: str
+
+
+def choose(
+    stage: str, options: Iterable[Option[S]], room: Room, steps_down: int, way_out: str
+) -> Choice[S]:
+    """The first option that the room holds; or after an out-of-memory, one further down.
+
+    Args:
+        stage: for messages.
+        options: fastest first.
+        steps_down: options that would fit and have run out of memory already.
+        way_out: another one than a larger room; "" for none.
+
+    Raises:
+        RequestError: none fits; names the smallest, and the room that it needs.
+        MemoryExhaustedError: none is left that is smaller.
+    """
+    passed: list[Option[S]] = []
+    tried = 0
+    for option in options:
+        if not room.holds(option.need):
+            passed.append(option)
+        elif tried < steps_down:
+            tried += 1
+            passed.append(option)
+        else:
+            return Choice(option, _reason(option, passed, room, steps_down))
+    if tried:
+        raise NothingSmallerError(f"{stage} has no way of working left that takes less")
+    raise _too_small(stage, passed, room, way_out)
+
+
+class NothingSmallerError(MemoryExhaustedError):
+    """The bottom of the ladder has run out of memory too."""
+
+
+def _reason(option: Option[S], passed: Sequence[Option[S]], room: Room, steps_down: int) -> str:
+    says = [option.says] if option.says else []
+    if room.bytes:
+        says.append(f"{show(_size(option))} of {show(room.bytes)}")
+    if steps_down:
+        says.append(f"after {passed[-1].name} ran out of memory")
+    elif faster := [each for each in passed if each.name != option.name][:1]:
+        says[-1] += f" ({faster[0].name} needs {show(_size(faster[0]))})"
+    return ", ".join(says) or "as it is fastest"
+
+
+def _too_small(stage: str, options: Sequence[Option[S]], room: Room, way_out: str) -> RequestError:
+    least = min(options, key=_size)
+    needed = _size(least) + room.overhead
+    option = room.asked.split(" ")[0] or "--vram"
+    asked = room.asked or f"{show(room.bytes)} are free"
+    return RequestError(
+        f"{stage} with {least.name} needs {show(needed)} on the device and {asked}: "
+        f"use {option} {-(-needed // (1 << 20))}MiB{way_out}"
+    )
+
+
+def _size(option: Option[Any]) -> int:
+    return max(option.need.allocated, option.need.reserved or 0)
+
+
+def show(size: int) -> str:
+    """Bytes for people, decimal."""
+    return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"

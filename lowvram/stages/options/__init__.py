@@ -1,0 +1,1 @@
+"""The ways in which each stage can work, fastest first, each with what it needs."""

@@ -1,0 +1,54 @@
+"""What the options of every stage share: the network's shapes, and its need on a device."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from lowvram.memory.plan import Need, Room
+from lowvram.memory.predict import CUBLAS_BYTES, Trace, cuda_peaks, without_storage
+from lowvram.repository import Model
+from lowvram.weights.checkpoint import build, find_class
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def shapes(model: Model, role: str, dtype: torch.dtype) -> "nn.Module":
+    """The component without storage; do not change it.
+
+    Raises:
+        ModelError: its configuration is missing.
+    """
+    component = model.get_family().component(role)
+    config = model.config(role)
+    return without_storage(lambda: build(find_class(component.class_name), config, dtype))
+
+
+def need(
+    held: Sequence[int],
+    traced: Trace,
+    device: torch.device,
+    room: Room,
+    *,
+    host: int = 0,
+    read: int = 0,
+    transferred: int = 0,
+    repeats: int = 1,
+) -> Need:
+    """What weights of these sizes and the work with them take on a device.
+
+    Args:
+        held: bytes of each tensor, or buffer, that weights have there.
+        room: within which the allocator would have to work, if it can.
+        host, read, transferred: see `Need`; on a CPU nothing is transferred.
+        repeats: how often the work is done.
+    """
+    flops = repeats * traced.flops
+    if device.type != "cuda":
+        allocated = sum(held) + traced.activations
+        return Need(allocated, None, host, read, transferred, flops)
+    found = room.bytes and cuda_peaks(held, traced, CUBLAS_BYTES, room.bytes)
+    peaks = found or cuda_peaks(held, traced, CUBLAS_BYTES)
+    assert peaks is not None  # without a cap it always succeeds
+    return Need(peaks.allocated, peaks.reserved, host, read, transferred, flops)

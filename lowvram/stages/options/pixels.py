@@ -1,0 +1,136 @@
+"""The ways of the VAE: whole, in strips, or in blended tiles."""
+
+from collections.abc import Iterator
+from math import prod
+from typing import Any
+
+import torch
+
+from lowvram.memory.plan import Need, Option, Room, show
+from lowvram.memory.predict import Trace, Work, sizes_of, trace
+from lowvram.pixels.blended import BlendedDecode
+from lowvram.pixels.feature_maps import choose_place
+from lowvram.pixels.strategy import Pixels
+from lowvram.pixels.strips import StripDecode, comfortable_room, least_room, maps_bytes
+from lowvram.pixels.whole import WholeDecode
+from lowvram.repository import Model
+from lowvram.stages.options.component import need, shapes
+
+ENCODER_HALF = ("encoder", "quant_conv")  # of an AutoencoderKL: not needed to decode
+_TILE = 512  # px, the side of a tile when decoding blended; halved where it does not fit
+_LEAST_TILE = 64
+_OVERLAP = 0.25  # of a tile, diffusers' default
+
+
+def pixels_options(
+    model: Model,
+    asked: str,
+    dtype: torch.dtype,
+    device: torch.device,
+    room: Room,
+    shape: tuple[int, ...],
+    batches: int = 1,
+) -> Iterator[Option[Pixels]]:
+    """Fastest first.
+
+    Args:
+        asked: "auto" (what loses nothing), "whole", "strips", "blended", or "all".
+        room: to which strips and tiles fit themselves.
+        shape: of the latents of a batch.
+        batches: how many there are.
+
+    Raises:
+        RequestError: not for this VAE.
+    """
+    vae = shapes(model, "vae", dtype)
+    for half in ENCODER_HALF:
+        setattr(vae, half, None)
+    weights = sizes_of([*vae.parameters(), *vae.buffers()])
+    whole: Option[Pixels] | None = None
+    if asked in ("auto", "whole", "strips", "all"):
+        traced = trace(vae, decode_once(shape, dtype), cudnn=device.type == "cuda")
+        took = need(weights, traced, device, room, transferred=sum(weights), repeats=batches)
+        whole = Option(WholeDecode(), "whole", took)
+        if asked != "strips":
+            yield whole
+        if asked != "whole":
+            yield from _strips(vae, dtype, device, room, shape, sum(weights), took.flops)
+    if asked in ("blended", "all"):
+        yield from _blended(vae, dtype, device, room, shape, weights, batches)
+
+
+def decode_once(latents: tuple[int, ...], dtype: torch.dtype) -> Work:
+    """A batch in one piece."""
+
+    def work(vae: Any, device: torch.device) -> object:
+        return vae.decode(torch.empty(latents, dtype=dtype, device=device), return_dict=False)[0]
+
+    return work
+
+
+def _strips(
+    vae: Any,
+    dtype: torch.dtype,
+    device: torch.device,
+    room: Room,
+    shape: tuple[int, ...],
+    weights: int,
+    flops: int,
+) -> Iterator[Option[Pixels]]:
+    """As large as is fast, or as the room allows; then as small as can be."""
+    scale = 2 ** (len(vae.config.block_out_channels) - 1)
+    height, width = shape[-2] * scale, shape[-1] * scale
+    least = least_room(vae, height, width, dtype, device.type)
+    most = max(least, comfortable_room(vae, height, width, dtype, device.type))
+    maps = maps_bytes(vae, height, width, dtype)
+    place = choose_place(maps, device.type)
+    rooms = [room.bytes - weights if room.bytes else most, least]
+    for own in dict.fromkeys(max(least, each) for each in rooms):
+        took = Need(weights + own, None, maps, 0, 2 * maps if device.type != "cpu" else 0, flops)
+        says = f"{show(weights + own)} at most, {place}"
+        yield Option(StripDecode(own, place), "strips", took, says)
+
+
+def _blended(
+    vae: Any,
+    dtype: torch.dtype,
+    device: torch.device,
+    room: Room,
+    shape: tuple[int, ...],
+    weights: list[int],
+    batches: int,
+) -> Iterator[Option[Pixels]]:
+    """In tiles of 512 px, and smaller ones."""
+    scale = 2 ** (len(vae.config.block_out_channels) - 1)
+    height, width = shape[-2] * scale, shape[-1] * scale
+    tile = _TILE
+    while tile >= max(height, width) and tile > 2 * scale:
+        tile //= 2
+    while tile >= min(_LEAST_TILE, max(height, width) // 2):
+        cells = tile // scale
+        cut = (shape[0], shape[1], min(cells, shape[-2]), min(cells, shape[-1]))
+        traced = trace(vae, decode_once(cut, dtype), cudnn=device.type == "cuda")
+        starts = range(0, shape[-2], cells - cells // 4), range(0, shape[-1], cells - cells // 4)
+        sides = [
+            sum(min(cells, length - at) for at in side)
+            for side, length in zip(starts, shape[-2:], strict=True)
+        ]
+        number = prod(map(len, starts))
+        bytes_per_cell = shape[0] * 3 * scale**2 * dtype.itemsize
+        # diffusers keeps every tile until the last, then joins them to rows, and those
+        tiles, picture = prod(sides) * bytes_per_cell, prod(shape[-2:]) * bytes_per_cell
+        joined = Trace(
+            tiles + max(traced.activations, 2 * picture),
+            0,
+            traced.flops * number,
+            (
+                *((-1000 - each, tiles // number) for each in range(number)),
+                *traced.events,
+                (-998, picture),
+                (-999, picture),
+            ),
+        )
+        took = need(weights, joined, device, room, transferred=sum(weights), repeats=batches)
+        says = f"tiles of {tile} px, not the same pixels as whole"
+        yield Option(BlendedDecode(tile, _OVERLAP), "blended", took, says)
+        tile //= 2

@@ -1,0 +1,138 @@
+"""The ways of the transformer: whole or streamed, each with less and less held in a step."""
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import psutil
+import torch
+
+from lowvram.families.family import Family
+from lowvram.memory.plan import Option, Room
+from lowvram.memory.predict import Work, trace
+from lowvram.repository import Model
+from lowvram.stages.options.component import need, shapes
+from lowvram.stages.savings import LADDER, UNGUIDED, Savings, chunk_feed_forward, guided
+from lowvram.weights.checkpoint import Weights
+from lowvram.weights.lockstep import Lockstep
+from lowvram.weights.streamed import UNITS, Streamed, fit
+from lowvram.weights.whole import Whole
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+_SPARE_RAM = 4 << 30  # bytes left to others before weights are kept in pinned memory
+
+
+@dataclass(frozen=True)
+class Placed:
+    """How the weights sit, and what a step does to hold less."""
+
+    weights: Weights
+    savings: Savings
+
+
+@dataclass(frozen=True)
+class Steps:
+    """What is to be denoised.
+
+    Attributes:
+        shape: of the latents of a batch, `[pictures, channels, height, width]`.
+        text: the tensors of the longest text, `[tokens, …]`, for their shapes.
+        guidance: whether there is a negative text.
+        count: of steps, over all batches.
+    """
+
+    shape: tuple[int, ...]
+    text: "dict[str, Tensor]"
+    guidance: bool
+    count: int
+
+
+def transformer_options(
+    model: Model,
+    asked: str,
+    dtype: torch.dtype,
+    device: torch.device,
+    room: Room,
+    steps: Steps,
+) -> Iterator[Option[Placed]]:
+    """Fastest first.
+
+    Args:
+        asked: "auto" or "all", "whole" or "stream".
+        room: to which streaming fits itself.
+    """
+    family = model.get_family()
+    component = family.component("transformer")
+    network = shapes(model, "transformer", dtype)
+    stream = Streamed(dtype, component.blocks, repeats=True)
+    whole = Whole(dtype).sizes(network)
+    names = ("whole", "stream") if asked in ("auto", "all") else (asked,)
+    for name in names:
+        for savings in LADDER if steps.guidance else UNGUIDED:
+            blocks = component.blocks if name == "stream" else ""
+            step = step_once(family, savings, steps, blocks)
+            traced = trace(network, step, component.blocks)
+            weights: Weights = Whole(dtype)
+            held, transferred, host, says = whole, sum(whole), 0, str(savings)
+            if name == "stream":
+                free = room.bytes - traced.activations if room.bytes else None
+                # Matrices that come and go cannot be used chunk by chunk.
+                units = ("block",) if savings.feed_forward_chunks > 1 else UNITS
+                how, held = fit(network, stream, free, units)
+                how = replace(how, keep=_has_room(sum(whole), device))
+                weights, says = how, f"{how}; {savings}"
+                transferred = steps.count * how.moving(network)
+                host = sum(whole) if how.keep else 2 * max(held)
+            took = need(
+                held,
+                traced,
+                device,
+                room,
+                host=host if device.type != "cpu" else 0,
+                transferred=transferred,
+                repeats=steps.count,
+            )
+            yield Option(Placed(weights, savings), name, took, says)
+
+
+def step_once(family: Family, savings: Savings, steps: Steps, lockstep: str) -> Work:
+    """One prediction, as the stage makes it. `lockstep`: path of blocks to pass side by side."""
+
+    def work(network: "nn.Module", device: torch.device) -> object:
+        dtype = next(network.parameters()).dtype
+        latents = torch.empty(steps.shape, dtype=dtype, device=device)
+        timestep = torch.empty(1, device=device)
+        empty = {
+            name: torch.empty(
+                each.shape, dtype=dtype if each.is_floating_point() else each.dtype, device=device
+            )
+            for name, each in steps.text.items()
+        }
+        texts = [empty] * steps.shape[0]
+        chunk_feed_forward(network, savings.feed_forward_chunks)
+        if not steps.guidance or savings.branches == "together":
+            conditions = family.conditions(texts, texts if steps.guidance else [])
+            scale = 2.0 if steps.guidance else 1.0
+            return family.predict(network, latents, timestep, conditions, scale)
+        alone = family.conditions(texts, [])
+
+        def each(calls: Any) -> list[Any]:
+            if not lockstep:
+                return [call() for call in calls]
+            blocks = list(network.get_submodule(lockstep).children())
+            units = list(enumerate(blocks))
+            return Lockstep(blocks, units).run(
+                calls, len(calls), lambda unit: nullcontext(), lambda block: None
+            )
+
+        return guided(lambda _: family.predict(network, latents, timestep, alone, 1.0), each, 2.0)
+
+    return work
+
+
+def _has_room(size: int, device: torch.device) -> bool:
+    """Whether so much memory can be pinned for weights that are read again every step."""
+    return device.type == "cuda" and psutil.virtual_memory().available > 2 * size + _SPARE_RAM
