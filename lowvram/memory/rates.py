@@ -152,7 +152,8 @@ def measure(device: str) -> Rates:
             flops[name] = _matmul_rate(place, getattr(torch, name))
     transfer = None if place.type in ("cpu", "mps") else _transfer_rate(place)
     if place.type != "cpu":
-        torch.accelerator.empty_cache()
+        with suppress(RuntimeError):  # not every backend can
+            torch.accelerator.empty_cache()
     disk, source = measure_disk()
     today = datetime.now(UTC).date().isoformat()
     return Rates(disk, source, transfer, flops, context, cublas, today)
@@ -224,9 +225,9 @@ def _transfer_rate(device: "torch.device") -> float | None:
 
     try:
         host = torch.zeros(_COPIED_BYTES, dtype=torch.uint8, pin_memory=True)
-    except RuntimeError:  # a device or a system without pinned memory, or too little of it
+        there = torch.empty_like(host, device=device)
+    except RuntimeError:  # a device or a system without pinned memory, or too little of either
         return None
-    there = torch.empty_like(host, device=device)
     there.copy_(host)
     copy = partial(there.copy_, host, non_blocking=True)
     return _COPIED_BYTES / _least_seconds(copy, device)
