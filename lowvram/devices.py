@@ -1,5 +1,7 @@
 """Which device and which dtype a stage uses, each with its reason. Imports torch when called."""
 
+import os
+import platform
 from typing import TYPE_CHECKING
 
 from lowvram.errors import DeviceError, first_line
@@ -61,6 +63,58 @@ def choose_dtype(
     return getattr(torch, default), "the model's default"
 
 
+def device_name(device: "torch.device") -> str:
+    """What the maker calls it: "NVIDIA H100 80GB HBM3"; for a CPU with the cores it may use."""
+    if device.type == "cpu":
+        if hasattr(os, "sched_getaffinity"):
+            cores = len(os.sched_getaffinity(0))
+        else:
+            cores = os.cpu_count() or 1
+        return f"{_processor()}, {cores} cores"
+    if device.type in ("cuda", "xpu"):
+        import torch
+
+        module = torch.cuda if device.type == "cuda" else torch.xpu
+        return str(module.get_device_properties(device).name)
+    return f"{_processor()} ({device.type})"
+
+
+def driver_version(device: "torch.device") -> str | None:
+    """Of what lies between torch and the device; None for a CPU, or where nothing tells it.
+
+    On ROCm it is the version of HIP, on MPS that of macOS.
+    """
+    if device.type == "mps":
+        return platform.mac_ver()[0] or None
+    if device.type not in ("cuda", "xpu"):
+        return None
+    import torch
+
+    if device.type == "xpu":
+        return str(torch.xpu.get_device_properties(device).driver_version)
+    if torch.version.hip:
+        return str(torch.version.hip)
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+        return str(pynvml.nvmlSystemGetDriverVersion())
+    except Exception:  # no driver library
+        return None
+
+
 def dtype_name(dtype: "torch.dtype") -> str:
     """As in safetensors files and reports: "bfloat16"."""
     return str(dtype).removeprefix("torch.")
+
+
+def _processor() -> str:
+    """The processor's name; its architecture where the system does not say more."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            for line in file:
+                if line.startswith("model name"):
+                    return line.partition(":")[2].strip()
+    except OSError:  # not Linux
+        pass
+    return platform.processor() or platform.machine()

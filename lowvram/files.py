@@ -1,10 +1,11 @@
-"""The files of models: in the Hub's cache, fetched singly, or in local folders.
+"""The files of models: in the caches, fetched singly from the Hub, or in local folders.
 
 Knows repositories, commits and folders, and nothing of what the files mean.
 """
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -39,6 +40,21 @@ class Source:
     def folder(self) -> Path:
         """The folder of a local source."""
         return PACKAGE / self.place if self.kind == "bundled" else Path(self.place)
+
+
+def user_cache() -> Path:
+    """This package's own cache: LOWVRAM_CACHE, or a folder where the system keeps caches."""
+    from platformdirs import user_cache_dir
+
+    named = os.environ.get("LOWVRAM_CACHE")
+    return Path(named).expanduser().absolute() if named else Path(user_cache_dir("lowvram", False))
+
+
+def hub_cache() -> Path:
+    """Where downloads lie."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE)
 
 
 @cache

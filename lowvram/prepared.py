@@ -25,7 +25,7 @@ from typing import Any
 
 from lowvram import artifacts
 from lowvram.errors import NO_SPACE, RequestError, StorageError
-from lowvram.files import Source
+from lowvram.files import Source, user_cache
 from lowvram.repository import Model
 
 WEIGHTS = ("bf16", "8bit", "4bit")  # as on the command line
@@ -106,11 +106,7 @@ class Entry:
 
 def cache_folder() -> Path:
     """Where prepared components lie unless the user names another folder."""
-    from platformdirs import user_cache_dir
-
-    named = os.environ.get("LOWVRAM_CACHE")
-    base = Path(named).expanduser().absolute() if named else Path(user_cache_dir("lowvram", False))
-    return base / "prepared"
+    return user_cache() / "prepared"
 
 
 def describe(model: Model, role: str, weights: str, dtype: str) -> Prepared:

@@ -27,6 +27,7 @@ LIGHT = (
     "repository",
     "families",
     "prepared",
+    "doctor",
 )
 FORBIDDEN = {
     "families": {"weights"},

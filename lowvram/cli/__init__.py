@@ -31,6 +31,7 @@ for command in (
     stages.run,
     tools.prepare,
     tools.report,
+    tools.doctor,
 ):
     app.command()(command)
 

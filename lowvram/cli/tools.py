@@ -1,5 +1,7 @@
-"""The commands around the pictures: what is prepared, and what a run took."""
+"""The commands around the pictures: what is prepared, what a run took, what the machine can do."""
 
+import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Annotated
 
@@ -81,3 +83,36 @@ def report(
         print_json(document)
     else:
         print(table(document["stages"]))
+
+
+def doctor(
+    quick: Annotated[
+        bool,
+        typer.Option("--quick", help="Measure no rates: show those of the last time."),
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """What this machine has, what works on it and how fast it is: a text to paste into a report.
+
+    \b
+    lowvram doctor
+    lowvram doctor --quick --json
+
+    Names neither the user nor the home folder. Rates are measured in a few seconds and remembered.
+    Exits with 5 when something that is needed is missing, too old or computes nonsense: a package,
+    the device, bfloat16, and on CUDA 8-bit layers, which encode uses there by itself.
+    """
+    from lowvram.doctor import diagnose
+    from lowvram.terminal import quiet_environment
+
+    quiet_environment()
+    with redirect_stdout(sys.stderr):  # a library that has something to say
+        found = diagnose(quick)
+    if as_json:
+        print_json(found.to_json())
+    else:
+        print(found.to_text())
+    if found.broken:
+        raise errors.DeviceError(
+            f"needed here and not working: {', '.join(found.broken)}: see their lines above"
+        )

@@ -5,13 +5,14 @@ process (with context and libraries, from the driver) and device (everybody's). 
 the process's peak resident set. What a machine does not tell is None.
 """
 
-import os
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
+
+from lowvram.memory.counters import process_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -94,7 +95,7 @@ class Meter:
             return
         import torch
 
-        self._process = _most(self._process, _process_bytes(self.device))
+        self._process = _most(self._process, process_bytes(self.device))
         try:
             self._used = _most(self._used, torch.cuda.device_memory_used(self.device))
         except Exception:  # no NVML: the number stays unknown
@@ -159,23 +160,6 @@ def _reset_peak_rss() -> None:
                 file.write("5")
         except OSError:  # not allowed in some containers: the peak is then that of the process
             return
-
-
-def _process_bytes(device: "torch.device") -> int | None:
-    """What the driver says this process holds; None where it does not say (WSL, WDDM)."""
-    try:
-        import pynvml
-        import torch
-
-        pynvml.nvmlInit()
-        uuid = str(torch.cuda.get_device_properties(device).uuid)
-        handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
-        for process in pynvml.nvmlDeviceGetComputeRunningProcesses(handle):
-            if process.pid == os.getpid() and process.usedGpuMemory is not None:
-                return int(process.usedGpuMemory)
-    except Exception:  # no driver library, no permission: not known
-        return None
-    return None
 
 
 def _most(a: int | None, b: int | None) -> int | None:
