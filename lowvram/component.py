@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, TypeVar
 
+from lowvram.memory.leftovers import LeftTensor, left_tensors, tensors_on
 from lowvram.memory.meter import Meter
 from lowvram.weights.checkpoint import Loaded, Weights, find_class, named_tensors
 
@@ -30,11 +31,13 @@ class Used(Generic[T]):
         result: of the work.
         weights_bytes: what the weights held on the device at most.
         left_behind: names of its tensors that are still alive after the release.
+        left_tensors: these, and on an accelerator every other that was not there before.
     """
 
     result: T
     weights_bytes: int
     left_behind: list[str]
+    left_tensors: list[LeftTensor]
 
 
 def use(
@@ -58,6 +61,7 @@ def use(
     import torch
 
     loaded = None
+    before = tensors_on(device)
     try:
         with torch.inference_mode():
             model_class = find_class(class_name)  # imports for seconds: not part of loading
@@ -82,7 +86,7 @@ def use(
         flush(device)
         raise
     left = [name for name, tensor in watched.items() if tensor() is not None]
-    return Used(result, size, left)
+    return Used(result, size, left, left_tensors(device, before, watched))
 
 
 def flush(device: "torch.device") -> None:

@@ -65,8 +65,7 @@ def denoise(
     make_scheduler = scheduler_maker(task, model)
     make_scheduler("cpu")  # refuses what it cannot do, before anything is loaded
     starts = _starts(task, model, items, embeds)
-    with translated("denoise"):
-        meter = Meter(device)
+    with translated("denoise"), Meter(device) as meter:
         placed = place_transformer(
             model,
             task.weights,
@@ -99,6 +98,7 @@ def denoise(
                 starts,
                 on_progress,
                 _every(callback_steps, callback),
+                meter.mark,
             ),
         )
         header = artifacts.Header(
@@ -116,8 +116,8 @@ def denoise(
         placed.weights.name,
         dtype_name(dtype),
         reasons,
-        used.weights_bytes,
-        used.left_behind,
+        used,
+        {"model": model.public_record()["name"], **header.settings},
     )
     width, height = task.requested
     made = [{**item, "width": width, "height": height} for item in items]
@@ -223,6 +223,7 @@ def _denoise_all(
     starts: list[_Start],
     on_progress: OnProgress,
     callback: Callback | None,
+    on_mark: Callable[[str], None],
 ) -> "Tensor":
     """Latents of all pictures, on the host."""
     import torch
@@ -242,6 +243,7 @@ def _denoise_all(
             order: int = scheduler.order,
         ) -> None:
             done, total = before * steps + index + 1, len(starts) * steps
+            on_mark(f"step {done}")
             on_progress(Progress("denoise", "denoising", done, total))
             if callback is not None and (index == steps - 1 or (index + 1) % order == 0):
                 callback(index // order, int(timestep), latents)

@@ -1,0 +1,228 @@
+"""The counters that a machine offers, read without ever creating a device's context.
+
+Asking a driver through torch creates a context of hundreds of MB, so what belongs to a device is
+asked only once the work itself has created it. What a machine does not tell is None.
+"""
+
+import os
+import sys
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import torch
+
+Known = int | None  # bytes; None where it is not told
+
+
+class DeviceCounters(Protocol):
+    """What one kind of device tells. All in bytes."""
+
+    def allocator(self) -> tuple[Known, Known]:
+        """Allocated (tensors) and reserved (the caching allocator) now."""
+        ...
+
+    def peaks(self) -> tuple[Known, Known]:
+        """The same at their peaks since the last reset; None where the device keeps no peak."""
+        ...
+
+    def driver(self) -> tuple[Known, Known]:
+        """Used by this process, and used by everybody, now."""
+        ...
+
+    def reset_peaks(self) -> None:
+        """Let the peaks begin at what is there now."""
+        ...
+
+
+def device_counters(device: "torch.device") -> DeviceCounters:
+    """The counters of a device; ROCm's is called "cuda" by torch."""
+    if device.type == "cuda":
+        return _Cuda(device)
+    if device.type == "xpu":
+        return _Xpu(device)
+    return _Mps() if device.type == "mps" else _Untold()
+
+
+class _Untold:
+    """A device without counters: the CPU, whose memory is the process's."""
+
+    def allocator(self) -> tuple[Known, Known]:
+        return None, None
+
+    def peaks(self) -> tuple[Known, Known]:
+        return None, None
+
+    def driver(self) -> tuple[Known, Known]:
+        return None, None
+
+    def reset_peaks(self) -> None:
+        return
+
+
+class _Mps(_Untold):
+    """Metal: what tensors hold, and what the driver gave to this process. It keeps no peaks."""
+
+    def allocator(self) -> tuple[Known, Known]:
+        import torch
+
+        return torch.mps.current_allocated_memory(), None
+
+    def driver(self) -> tuple[Known, Known]:
+        import torch
+
+        return torch.mps.driver_allocated_memory(), None
+
+
+class _Cuda:
+    """CUDA and ROCm: torch's allocator; beside it NVML, or on ROCm AMD SMI, which do without a
+    context.
+    """
+
+    def __init__(self, device: "torch.device") -> None:
+        self._device = device
+
+    def allocator(self) -> tuple[Known, Known]:
+        return _of_allocator(self._module, self._device, "current")
+
+    def peaks(self) -> tuple[Known, Known]:
+        return _of_allocator(self._module, self._device, "peak")
+
+    def driver(self) -> tuple[Known, Known]:
+        if not self._module.is_initialized():
+            return None, None
+        import torch
+
+        if torch.version.hip:
+            return None, _or_none(lambda: torch.cuda.device_memory_used(self._device))
+        return _or_none(self._process), _or_none(self._used)
+
+    def reset_peaks(self) -> None:
+        if self._module.is_initialized():  # before that there is no peak
+            self._module.reset_peak_memory_stats(self._device)
+
+    @property
+    def _module(self) -> Any:
+        import torch
+
+        return torch.cuda
+
+    @cached_property
+    def _nvml(self) -> Any:
+        """NVML's handle of the device; None where there is no NVML."""
+        return _or_none(self._find_nvml)
+
+    def _find_nvml(self) -> Any:
+        import pynvml
+
+        pynvml.nvmlInit()
+        uuid = self._module.get_device_properties(self._device).uuid
+        return pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
+
+    def _process(self) -> Known:
+        """None also where the driver does not say (WSL, WDDM)."""
+        import pynvml
+
+        if self._nvml is None:
+            return None
+        for process in pynvml.nvmlDeviceGetComputeRunningProcesses(self._nvml):
+            if process.pid == os.getpid() and process.usedGpuMemory is not None:
+                return int(process.usedGpuMemory)
+        return None
+
+    def _used(self) -> Known:
+        import pynvml
+
+        return None if self._nvml is None else int(pynvml.nvmlDeviceGetMemoryInfo(self._nvml).used)
+
+
+class _Xpu(_Cuda):
+    """Intel: torch's allocator, and what is free on the device where the driver says it."""
+
+    def driver(self) -> tuple[Known, Known]:
+        if not self._module.is_initialized():
+            return None, None
+        return None, _or_none(self._taken)
+
+    @property
+    def _module(self) -> Any:
+        import torch
+
+        return torch.xpu
+
+    def _taken(self) -> int:
+        free, total = self._module.mem_get_info(self._device)
+        return int(total - free)
+
+
+class ProcessCounters:
+    """What the system tells of this process."""
+
+    def __init__(self) -> None:
+        import psutil
+
+        self._process = psutil.Process()
+        self._read_before = self._read()
+
+    def rss_bytes(self) -> int:
+        """Resident memory now."""
+        return int(self._process.memory_info().rss)
+
+    def disk_read_bytes(self) -> Known:
+        """Bytes read since this was made.
+
+        On Linux those that a disk had to give (`read_bytes` of /proc/self/io): mapped files count,
+        what the page cache still held does not. Not `rchar`, which is 0 for mapped files, and most
+        weights are mapped. Windows counts every read call; macOS tells nothing.
+        """
+        now = self._read()
+        return None if now is None or self._read_before is None else now - self._read_before
+
+    def _read(self) -> Known:
+        counters = getattr(self._process, "io_counters", None)
+        return None if counters is None else _or_none(lambda: int(counters().read_bytes))
+
+
+def peak_rss_bytes() -> int:
+    """Peak resident memory of this process, since the last reset where the system can reset it."""
+    if sys.platform == "linux":
+        with open("/proc/self/status", encoding="ascii") as status:
+            for line in status:
+                if line.startswith("VmHWM:"):
+                    return int(line.split()[1]) * 1024
+    if sys.platform == "win32":
+        import psutil
+
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak) * (1 if sys.platform == "darwin" else 1024)
+
+
+def reset_peak_rss() -> None:
+    """Linux only; elsewhere the peak is that of the process's life."""
+    if sys.platform == "linux":
+        try:
+            with open("/proc/self/clear_refs", "w", encoding="ascii") as file:
+                file.write("5")
+        except OSError:  # not allowed in some containers: the peak is then that of the process
+            return
+
+
+def _of_allocator(module: Any, device: "torch.device", when: str) -> tuple[Known, Known]:
+    """Without a context torch gives no numbers, and nothing is allocated."""
+    stats = module.memory_stats_as_nested_dict(device) if module.is_initialized() else {}
+    allocated, reserved = (
+        int(stats.get(name, {}).get("all", {}).get(when, 0))
+        for name in ("allocated_bytes", "reserved_bytes")
+    )
+    return allocated, reserved
+
+
+def _or_none(ask: Any) -> Any:
+    """The answer, or None: a counter that cannot be read must not end the work it measures."""
+    try:
+        return ask()
+    except Exception:  # no driver library, no permission, a driver that does not say
+        return None
