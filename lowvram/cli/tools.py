@@ -99,7 +99,7 @@ def report(
     if html is not None:
         from lowvram.memory.page import page
 
-        write_bytes(html, page(document, path.parent).encode())
+        write_bytes(html, page(document, path.parent).encode("utf-8", "replace"))
     if plot is not None:
         from lowvram.memory.plot import plot as draw
 

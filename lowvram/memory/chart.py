@@ -108,7 +108,7 @@ def ticks(top: float, about: int = 5) -> list[float]:
 def _lines(timeline: Mapping[str, Any]) -> list[Line]:
     lines = []
     for index, column in enumerate(timeline.get("columns") or []):
-        rows = timeline["rows"]
+        rows = timeline.get("rows") or []
         points = [(float(row[0]), float(row[index])) for row in rows if row[index] is not None]
         name = column.removesuffix("_bytes")
         if index > 0 and points and name in COLOURS:

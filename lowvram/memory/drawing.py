@@ -6,9 +6,9 @@ from html import escape
 from lowvram.memory.chart import PHASES, Chart, Line, ticks
 from lowvram.memory.report import readable
 
-_WIDTH, _HEIGHT, _DISK_HEIGHT = 720, 300, 110
+_WIDTH, _HEIGHT, _DISK_HEIGHT = 720, 312, 132
 # Room for labels at the size that they have on a phone, see `page.STYLE`.
-_LEFT, _RIGHT, _TOP, _BOTTOM = 96, 14, 30, 34
+_LEFT, _RIGHT, _TOP, _BOTTOM = 96, 14, 30, 48
 
 
 def memory_svg(chart: Chart) -> str:
@@ -59,7 +59,7 @@ class _Frame:
         for seconds in ticks(self.seconds):
             anchor = "end" if self.x(seconds) > _WIDTH - 3 * _RIGHT else "middle"
             parts.append(
-                f'<text class="{anchor}" x="{self.x(seconds):.1f}" y="{self.height - 10}">'
+                f'<text class="{anchor}" x="{self.x(seconds):.1f}" y="{self.height - 14}">'
                 f"{seconds:g} s</text>"
             )
         return parts

@@ -10,7 +10,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from lowvram.memory.chart import COLOURS, PHASES, Chart, chart, title
+from lowvram.memory.chart import COLOURS, PHASES, Chart, Line, chart, title
 from lowvram.memory.drawing import disk_svg, memory_svg
 from lowvram.memory.report import cells, left_tensor, readable
 
@@ -38,13 +38,13 @@ figcaption, .soft { color: var(--soft); font-size: .9rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; }
 th, td { padding: .3rem .8rem .3rem 0; text-align: right; white-space: nowrap;
   border-bottom: 1px solid var(--rule); }
-th { color: var(--soft); font-weight: 500; }
-th:nth-child(-n+3), td:nth-child(-n+3) { text-align: left; }
+th { color: var(--soft); font-weight: 500; text-align: left; }
 ul { padding-left: 1.2rem; margin: .3rem 0; }
 dl { display: grid; grid-template-columns: minmax(7rem, auto) 1fr; gap: .1rem 1rem; margin: 0;
   font-size: .9rem; } dt { color: var(--soft); } dd { margin: 0; }
 summary { cursor: pointer; margin-top: .5rem; }
 svg { width: 100%; height: auto; display: block; }
+svg line, polyline { vector-effect: non-scaling-stroke; }
 svg text { fill: var(--soft); font-size: 13px; } .middle { text-anchor: middle; }
 .end { text-anchor: end; } .grid { stroke: var(--rule); }
 .line { fill: none; stroke-width: 2; stroke-linejoin: round; }
@@ -107,10 +107,10 @@ def _figure(image: Mapping[str, Any], folder: Path) -> str:
 
 def _embedded(path: Path, folder: Path) -> tuple[str, str]:
     """A picture as a data URI, "" where there is none, and a note about it."""
-    found = next((each for each in (path, folder / path.name) if each.is_file()), None)
-    if found is None:
-        return "", ""
     try:
+        found = next((each for each in (path, folder / path.name) if each.is_file()), None)
+        if found is None:
+            return "", ""
         data = found.read_bytes()
         if len(data) <= _MOST_EMBEDDED_BYTES and data.startswith(b"\x89PNG"):
             return f"data:image/png;base64,{base64.b64encode(data).decode()}", ""
@@ -127,9 +127,11 @@ def _embedded(path: Path, folder: Path) -> tuple[str, str]:
 
 
 def _table(stages: Sequence[Mapping[str, Any]]) -> str:
-    head, *rows = cells(stages)
-    lines = [f"<tr>{''.join(f'<th>{escape(each)}</th>' for each in head)}</tr>"]
-    lines += [f"<tr>{''.join(f'<td>{escape(each)}</td>' for each in row)}</tr>" for row in rows]
+    """A row for each number and a column for each stage: that fits a phone."""
+    lines = [
+        f"<tr><th>{escape(name)}</th>{''.join(f'<td>{escape(each)}</td>' for each in values)}</tr>"
+        for name, *values in zip(*cells(stages), strict=True)
+    ]
     return f'<div class="wide"><table>{"".join(lines)}</table></div>'
 
 
@@ -146,13 +148,18 @@ def _stage(stage: Mapping[str, Any]) -> str:
     else:
         parts.append('<p class="soft">This report has no timeline.</p>')
     if drawn.disk is not None:
-        told = f"Read from disk: {readable('_bytes', drawn.disk.top)}"
-        parts += [disk_svg(drawn, drawn.disk), f'<p class="soft">{told}</p>']
+        parts += [disk_svg(drawn, drawn.disk), f'<p class="soft">{_read(stage, drawn.disk)}</p>']
     parts += [_list("Why", stage.get("reasons") or []), _left(stage)]
     return (
         f"<section>{''.join(parts)}{_settings(stage.get('settings') or {})}{_marks(drawn)}"
         "</section>"
     )
+
+
+def _read(stage: Mapping[str, Any], disk: Line) -> str:
+    predicted = (stage.get("predicted") or {}).get("disk_read_bytes")
+    foretold = "" if predicted is None else f" (predicted {readable('_bytes', predicted)})"
+    return f"Read from disk: {readable('_bytes', disk.top)}{foretold}."
 
 
 def _legend(drawn: Chart) -> str:

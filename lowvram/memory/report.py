@@ -47,7 +47,7 @@ def cells(stages: Sequence[Mapping[str, Any]]) -> list[list[str]]:
         if _known(measured) and (name not in _IF_PREDICTED or _known(foretold)):
             columns.append([title, *(readable(name, value) for value in measured)])
         if _known(foretold):
-            columns.append([f"predicted {title}", *(readable(name, value) for value in foretold)])
+            columns.append(["(predicted)", *(readable(name, value) for value in foretold)])
         budgets = [stage.get("budget_bytes") for stage in stages]
         if name == _BUDGETED and _known(budgets):
             columns.append(["budget", *(readable("budget_bytes", value) for value in budgets)])
@@ -67,12 +67,11 @@ def left_notes(stage: Mapping[str, Any]) -> list[str]:
 
 def left_tensor(tensor: Mapping[str, Any]) -> str:
     """A tensor that stayed: its name, shape, size and what holds it."""
-    shape = " × ".join(map(str, tensor.get("shape") or [])) or "scalar"
+    shape = " × ".join(map(str, tensor["shape"])) or "scalar"
     owner, holder = tensor.get("owner") or "not known", tensor.get("held_by")
     held = f", held by {holder}" if holder and holder != owner else ""
-    size = tensor.get("bytes")
-    told = readable("_bytes", size if isinstance(size, int) else None)
-    return f"{owner} ({shape} {tensor.get('dtype')}, {told}{held})"
+    size = readable("_bytes", tensor.get("bytes"))
+    return f"{owner} ({shape} {tensor.get('dtype')}, {size}{held})"
 
 
 def readable(name: str, value: float | None) -> str:
@@ -81,7 +80,9 @@ def readable(name: str, value: float | None) -> str:
         return "-"
     if name.endswith("seconds"):
         return f"{value:.1f} s"
-    return f"{value / 1e9:.2f} GB" if abs(value) >= 5e6 else f"{value / 1e6:.2f} MB"
+    if abs(value) >= 5e6:
+        return f"{value / 1e9:.2f} GB"
+    return f"{value / 1e3:.2f} kB" if 0 < abs(value) < 5e3 else f"{value / 1e6:.2f} MB"
 
 
 def _text(value: Any) -> str:

@@ -106,13 +106,19 @@ def _wrong_in(stage: dict[str, Any]) -> str:
     for name in ("reasons", "left_behind"):
         if not _are(stage.get(name, []), str):
             return f"{name} is not a list of texts"
-    if not _are(stage.get("left_tensors", []), dict):
-        return "left_tensors is not a list of objects"
+    if not _are_tensors(stage.get("left_tensors", [])):
+        return "left_tensors are not objects with a shape and bytes"
     if not isinstance(stage.get("settings", {}), dict):
         return "settings is not an object"
     if not _are_marks(stage.get("marks", [])):
         return "marks are not pairs of seconds and names"
     return "" if _is_timeline(stage.get("timeline", {})) else "timeline is not a table of numbers"
+
+
+def _are_tensors(tensors: Any) -> bool:
+    return _are(tensors, dict) and all(
+        isinstance(each.get("shape"), list) and _is_number(each.get("bytes")) for each in tensors
+    )
 
 
 def _are_marks(marks: Any) -> bool:
