@@ -333,3 +333,26 @@ def test_a_report_is_refused_or_shown(field: str, value: object, tmp_path: Path)
         return
     table(document["stages"])
     assert Page(page(document, tmp_path)).open == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "command"),
+    [
+        (["x.png"], "report"),
+        (["no.report.json", "--json"], "report"),
+        (["."], "report"),
+        (["--html=y.html", "x"], "report"),
+        (["a red heart", "-m", "demo", "-o", "x.png"], "run"),
+        (["-m", "demo", "a red heart"], "run"),
+        (["a very long prompt " * 300], "run"),
+        (["--help"], "run"),
+    ],
+    ids=str,
+)
+def test_the_script_tells_a_run_from_a_prompt(
+    arguments: list[str], command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend("scripts")
+    from scripts import memory_report
+
+    assert memory_report.command(arguments) == command

@@ -76,7 +76,9 @@ def report(
     ],
     html: Annotated[
         Path | None,
-        typer.Option("--html", help="Also write a page that needs nothing else, not even a net."),
+        typer.Option(
+            "--html", help="Also write one page that needs nothing else, no network either."
+        ),
     ] = None,
     plot: Annotated[
         Path | None, typer.Option("--plot", help="Also draw memory over time: x.png or x.svg.")

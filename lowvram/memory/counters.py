@@ -1,11 +1,10 @@
-"""The counters that a machine offers, read without ever creating a device's context.
+"""The memory counters of devices, read without ever creating a device's context.
 
 Asking a driver through torch creates a context of hundreds of MB, so what belongs to a device is
 asked only once the work itself has created it. What a machine does not tell is None.
 """
 
 import os
-import sys
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -94,8 +93,8 @@ class _Cuda:
         import torch
 
         if torch.version.hip:
-            return None, _or_none(lambda: torch.cuda.device_memory_used(self._device))
-        return _or_none(self._process), _or_none(self._used)
+            return None, or_none(lambda: torch.cuda.device_memory_used(self._device))
+        return or_none(self._process), or_none(self._used)
 
     def reset_peaks(self) -> None:
         if self._module.is_initialized():  # before that there is no peak
@@ -110,7 +109,7 @@ class _Cuda:
     @cached_property
     def _nvml(self) -> Any:
         """NVML's handle of the device; None where there is no NVML."""
-        return _or_none(self._find_nvml)
+        return or_none(self._find_nvml)
 
     def _find_nvml(self) -> Any:
         import pynvml
@@ -142,7 +141,7 @@ class _Xpu(_Cuda):
     def driver(self) -> tuple[Known, Known]:
         if not self._module.is_initialized():
             return None, None
-        return None, _or_none(self._taken)
+        return None, or_none(self._taken)
 
     @property
     def _module(self) -> Any:
@@ -155,61 +154,6 @@ class _Xpu(_Cuda):
         return int(total - free)
 
 
-class ProcessCounters:
-    """What the system tells of this process."""
-
-    def __init__(self) -> None:
-        import psutil
-
-        self._process = psutil.Process()
-        self._read_before = self._read()
-
-    def rss_bytes(self) -> int:
-        """Resident memory now."""
-        return int(self._process.memory_info().rss)
-
-    def disk_read_bytes(self) -> Known:
-        """Bytes read since this was made.
-
-        On Linux those that a disk had to give (`read_bytes` of /proc/self/io): mapped files count,
-        what the page cache still held does not. Not `rchar`, which is 0 for mapped files, and most
-        weights are mapped. Windows counts every read call; macOS tells nothing.
-        """
-        now = self._read()
-        return None if now is None or self._read_before is None else now - self._read_before
-
-    def _read(self) -> Known:
-        counters = getattr(self._process, "io_counters", None)
-        return None if counters is None else _or_none(lambda: int(counters().read_bytes))
-
-
-def peak_rss_bytes() -> int:
-    """Peak resident memory of this process, since the last reset where the system can reset it."""
-    if sys.platform == "linux":
-        with open("/proc/self/status", encoding="ascii") as status:
-            for line in status:
-                if line.startswith("VmHWM:"):
-                    return int(line.split()[1]) * 1024
-    if sys.platform == "win32":
-        import psutil
-
-        return int(psutil.Process().memory_info().peak_wset)
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return int(peak) * (1 if sys.platform == "darwin" else 1024)
-
-
-def reset_peak_rss() -> None:
-    """Linux only; elsewhere the peak is that of the process's life."""
-    if sys.platform == "linux":
-        try:
-            with open("/proc/self/clear_refs", "w", encoding="ascii") as file:
-                file.write("5")
-        except OSError:  # not allowed in some containers: the peak is then that of the process
-            return
-
-
 def _of_allocator(module: Any, device: "torch.device", when: str) -> tuple[Known, Known]:
     """Without a context torch gives no numbers, and nothing is allocated."""
     stats = module.memory_stats_as_nested_dict(device) if module.is_initialized() else {}
@@ -220,7 +164,7 @@ def _of_allocator(module: Any, device: "torch.device", when: str) -> tuple[Known
     return allocated, reserved
 
 
-def _or_none(ask: Any) -> Any:
+def or_none(ask: Any) -> Any:
     """The answer, or None: a counter that cannot be read must not end the work it measures."""
     try:
         return ask()

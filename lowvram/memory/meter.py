@@ -13,14 +13,10 @@ from dataclasses import asdict, dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from lowvram.memory.counters import (
-    ProcessCounters,
-    device_counters,
-    peak_rss_bytes,
-    reset_peak_rss,
-)
+from lowvram.memory.counters import device_counters
 from lowvram.memory.leftovers import LeftTensor
-from lowvram.memory.timeline import COLUMNS, INTERVAL_SECONDS, Marks, Row, Sampler, Timeline, most
+from lowvram.memory.process import peak_rss_bytes, process_counters, reset_peak_rss
+from lowvram.memory.timeline import INTERVAL_SECONDS, Marks, Sampler, Timeline
 
 if TYPE_CHECKING:
     import torch
@@ -40,7 +36,7 @@ class StageReport:
         left_tensors: tensors on the device that were not there before, largest first.
         timeline: {"columns": [names], "rows": [[numbers]]}, see `timeline.COLUMNS`.
         marks: [seconds, name] of each step and phase, when it had ended.
-        disk_read_bytes: see `counters.ProcessCounters`.
+        disk_read_bytes: see `process.ProcessCounters`.
         budget_bytes: what the stage was allowed to hold on the device.
         predicted: some of peak_allocated_bytes, peak_reserved_bytes, peak_process_bytes,
             peak_rss_bytes, disk_read_bytes and seconds, as foretold before the stage.
@@ -92,8 +88,7 @@ class Meter:
         self._marks = Marks()
         self._start = time.perf_counter()
         self._counters = device_counters(device)
-        self._host = ProcessCounters()
-        self._most: Row = (None,) * len(COLUMNS)
+        self._host = process_counters()
         self._looking = threading.Lock()  # the thread looks, and every phase's end
         self.sampler = Sampler(self.sample, lambda: interval_seconds * self.timeline.stride)
         self._before = self.allocated()
@@ -148,16 +143,16 @@ class Meter:
         """
         with self._looking:
             allocated, reserved = self._counters.allocator()
-            row = (
-                self.total_seconds(),
-                allocated if self.tracker is None else self.tracker.now,
-                reserved,
-                *self._counters.driver(),
-                self._host.rss_bytes(),
-                self._host.disk_read_bytes(),
+            self.timeline.add(
+                (
+                    self.total_seconds(),
+                    allocated if self.tracker is None else self.tracker.now,
+                    reserved,
+                    *self._counters.driver(),
+                    self._host.rss_bytes(),
+                    self._host.disk_read_bytes(),
+                )
             )
-            self.timeline.add(row)
-            self._most = most([self._most, row])
 
     def allocated(self) -> int | None:
         """Bytes of tensors on the device now."""
@@ -174,15 +169,15 @@ class Meter:
 
     def peaks(self) -> dict[str, int | None]:
         """The peaks so far, by the names of `StageReport`."""
-        seen = dict(zip(COLUMNS, self._most, strict=True))
+        seen = self.timeline.peaks()
         allocated, reserved = self._counters.peaks()
         if self.tracker is not None:
             allocated = self.tracker.peak
         return {
-            "peak_allocated_bytes": _known(allocated, seen["allocated_bytes"]),
-            "peak_reserved_bytes": _known(reserved, seen["reserved_bytes"]),
-            "peak_process_bytes": _known(seen["process_bytes"]),
-            "peak_device_bytes": _known(seen["device_bytes"]),
+            "peak_allocated_bytes": _known(allocated, seen.get("allocated_bytes")),
+            "peak_reserved_bytes": _known(reserved, seen.get("reserved_bytes")),
+            "peak_process_bytes": _known(seen.get("process_bytes")),
+            "peak_device_bytes": _known(seen.get("device_bytes")),
             "peak_rss_bytes": peak_rss_bytes(),
         }
 
