@@ -1,5 +1,8 @@
 """The meter: its thread ends, thinning loses no peak, what stays behind is named."""
 
+import mmap
+import os
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -15,6 +18,7 @@ from lowvram import component
 from lowvram.memory.count import LiveBytes
 from lowvram.memory.leftovers import left_tensors, tensors_on
 from lowvram.memory.meter import Meter
+from lowvram.memory.process import process_counters
 from lowvram.memory.timeline import COLUMNS, Marks, Sampler, Timeline, most
 from lowvram.weights.checkpoint import Loaded
 from lowvram.weights.whole import Whole
@@ -194,11 +198,74 @@ def test_a_device_is_searched_for_tensors_that_were_not_there() -> None:
     assert old.numel() == 3
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
-def test_looking_creates_no_context() -> None:
-    """Only true in a process that has not used the GPU yet; not yet run on one."""
-    if torch.cuda.is_initialized():
-        pytest.skip("the GPU is in use already")
-    with Meter(torch.device("cuda")) as meter:
+@pytest.mark.skipif(torch.cuda.is_initialized(), reason="the GPU is in use already")
+@pytest.mark.parametrize("name", ["cuda", "xpu"])
+def test_looking_creates_no_context(name: str) -> None:
+    """Without a GPU torch raises where it would create one."""
+    with Meter(torch.device(name)) as meter:
         meter.sample()
-    assert not torch.cuda.is_initialized()
+    assert not getattr(torch, name).is_initialized()
+    assert meter.peaks()["peak_allocated_bytes"] == 0
+    assert meter.peaks()["peak_process_bytes"] is None
+    assert meter.left_allocated() == 0
+
+
+@pytest.mark.parametrize("name", ["cuda", "xpu"])
+def test_an_allocator_is_asked_once_there_is_a_context(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = getattr(torch, name)
+    stats = {
+        "allocated_bytes": {"all": {"current": 3, "peak": 5}},
+        "reserved_bytes": {"all": {"current": 7, "peak": 9}},
+    }
+    monkeypatch.setattr(module, "is_initialized", lambda: True)
+    monkeypatch.setattr(module, "memory_stats_as_nested_dict", lambda device: stats)
+    monkeypatch.setattr(module, "mem_get_info", lambda device: (10, 30))
+    monkeypatch.setattr(module, "reset_peak_memory_stats", lambda device: None)
+    meter = Meter(torch.device(name))
+    meter.sample()
+    assert meter.timeline.rows[0][1:3] == (3, 7)
+    peaks = meter.peaks()
+    assert (peaks["peak_allocated_bytes"], peaks["peak_reserved_bytes"]) == (5, 9)
+    if name == "xpu":
+        assert peaks["peak_device_bytes"] == 20
+
+
+def test_metal_keeps_no_peaks_and_the_largest_seen_stand_for_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    held = iter((2, 8, 4, 4))
+    monkeypatch.setattr(torch.mps, "current_allocated_memory", lambda: next(held))
+    monkeypatch.setattr(torch.mps, "driver_allocated_memory", lambda: 11)
+    meter = Meter(torch.device("mps"))
+    meter.sample()
+    meter.sample()
+    peaks = meter.peaks()
+    assert (peaks["peak_allocated_bytes"], peaks["peak_process_bytes"]) == (8, 11)
+    assert (peaks["peak_reserved_bytes"], peaks["peak_device_bytes"]) == (None, None)
+    assert meter.left_allocated() == 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="read from /proc")
+def test_what_a_disk_gives_is_counted(tmp_path: Path) -> None:
+    """Of a mapped file too, and nothing of what the page cache holds."""
+    path = tmp_path / "weights"
+    with open(path, "wb") as file:
+        file.write(os.urandom(4 << 20))
+        file.flush()
+        os.fsync(file.fileno())
+    with open(path, "rb") as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        counters = process_counters()
+        if counters.disk_read_bytes() is None:
+            pytest.skip("this system does not tell")
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+            assert len(bytes(mapped)) == 4 << 20
+            cold = counters.disk_read_bytes()
+            if cold == 0:
+                pytest.skip("the page cache kept the file")
+            assert bytes(mapped)[:1] == file.read(1)
+    assert cold is not None and 4 << 20 <= cold < 8 << 20
+    again = counters.disk_read_bytes()
+    assert again is not None and again - cold < 1 << 20  # code of the program may be read too
