@@ -20,7 +20,8 @@ sys.path.insert(0, str(ROOT))  # the code beside this file, whatever is installe
 
 from benchmarks.full_size import evict, machine  # noqa: E402
 from lowvram.families.pixart import FAMILY  # noqa: E402
-from lowvram.memory.meter import Meter, peak_rss_bytes  # noqa: E402
+from lowvram.memory.meter import Meter  # noqa: E402
+from lowvram.memory.process import peak_rss_bytes  # noqa: E402
 from lowvram.weights.checkpoint import Weights, find_class  # noqa: E402
 from lowvram.weights.streamed import Streamed  # noqa: E402
 from lowvram.weights.whole import Whole  # noqa: E402

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from lowvram.memory.budget import capped, tracked
+from lowvram.memory.leftovers import LeftTensor, left_tensors, tensors_on
 from lowvram.memory.meter import Meter
 from lowvram.memory.plan import Room
 from lowvram.weights.checkpoint import Loaded, Weights, find_class, named_tensors
@@ -32,11 +33,13 @@ class Used(Generic[T]):
         result: of the work.
         weights_bytes: what the weights held on the device at most.
         left_behind: names of its tensors that are still alive after the release.
+        left_tensors: these, and on an accelerator every other that was not there before.
     """
 
     result: T
     weights_bytes: int
     left_behind: list[str]
+    left_tensors: list[LeftTensor]
 
 
 def use(
@@ -62,6 +65,7 @@ def use(
     import torch
 
     loaded = None
+    before = tensors_on(device)
     try:
         with torch.inference_mode(), capped(device, room):
             model_class = find_class(class_name)  # imports for seconds: not part of loading
@@ -86,7 +90,7 @@ def use(
         flush(device)
         raise
     left = [name for name, tensor in watched.items() if tensor() is not None]
-    return Used(result, size, left)
+    return Used(result, size, left, left_tensors(device, before, watched))
 
 
 def flush(device: "torch.device") -> None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from lowvram import devices, files, prepared, selftests, versions
 from lowvram.diagnosis import Diagnosis, Row, private_row
 from lowvram.errors import StorageError, first_line
-from lowvram.memory import counters, rates
+from lowvram.memory import capacity, rates
 
 if TYPE_CHECKING:
     import torch
@@ -124,7 +124,7 @@ def _device() -> Iterator[Row]:
     name = devices.device_name(device)
     value = {"name": name, "type": device.type, "count": _count(device)}
     text = f"{name} ({device.type})"
-    unseen = counters.nvml_names() if device.type == "cpu" else []
+    unseen = capacity.nvml_names() if device.type == "cpu" else []
     if unseen:
         text += (
             f"; {unseen[0]} is here, but torch {torch.__version__} does not see it: install torch "
@@ -149,12 +149,12 @@ def _count(device: "torch.device") -> int:
 
 def _device_memory() -> Iterator[Row]:
     device = devices.choose_device("auto")
-    for counter in counters.count_device(device):
+    for counter in capacity.count_device(device):
         if counter.free is None and counter.total is None:
             yield Row("memory", counter.name, f"- ({counter.why})", None, "unknown")
         else:
             yield _memory(counter.name, counter.free, counter.total)
-    free = counters.free_bytes(device)
+    free = capacity.free_bytes(device)
     text = "-" if free is None else f"{_size(free)} free: the least of these counters"
     yield Row("memory", "counted on", text, free, "unknown" if free is None else "ok")
 

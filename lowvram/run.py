@@ -4,7 +4,6 @@ What can be refused is refused before anything is loaded. Each stage's file is k
 that what failed can be done again from there. Imports no torch.
 """
 
-import json
 import re
 import shlex
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from lowvram import artifacts
 from lowvram.errors import LowvramError, RequestError
 from lowvram.families.family import Size
 from lowvram.memory.report import table
+from lowvram.memory.report_files import SUFFIX, to_text
 from lowvram.processes import StageProcesses
 from lowvram.progress import OnProgress, ignore
 from lowvram.repository import DEFAULT_MODEL, Model, resolve
@@ -172,7 +172,7 @@ def run(
             ),
         ]
         results = _run_stages(tasks, processes, on_progress)
-    return _finish(results, embeds, clean, Path(f"{stem}.report.json"))
+    return _finish(results, embeds, clean, Path(f"{stem}{SUFFIX}"))
 
 
 def _run_stages(
@@ -220,8 +220,7 @@ def _finish(results: list[dict[str, Any]], embeds: Path, latents: Path, report: 
         for path, item in zip(decoded["paths"], decoded["items"], strict=True)
     ]
     result = RunResult(images, [each["report"] for each in results], report)
-    text = json.dumps(result.to_json(), indent=2, ensure_ascii=False)
-    artifacts.write_bytes(report, (text + "\n").encode())
+    artifacts.write_bytes(report, to_text(result.to_json()).encode())
     return result
 
 

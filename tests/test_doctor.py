@@ -11,7 +11,7 @@ import torch
 
 from lowvram import cli, devices, doctor, errors, selftests, versions
 from lowvram.diagnosis import Diagnosis, Row, private
-from lowvram.memory import counters, rates
+from lowvram.memory import capacity, rates
 
 CPU = torch.device("cpu")
 NAMES = {
@@ -101,7 +101,7 @@ def test_private_spares_what_only_looks_like_home(monkeypatch: pytest.MonkeyPatc
         (metadata, "requires", "packages", "packages", 5),
         (versions, "check", "packages", "torch", 5),
         (devices, "device_name", "device", "device", 5),
-        (counters, "count_device", "memory", "device memory", 0),
+        (capacity, "count_device", "memory", "device memory", 0),
         ("psutil", "virtual_memory", "memory", "RAM", 0),
         (rates, "recall", "rates", "rates", 0),
         (selftests, "check_bfloat16", "runs here", "bfloat16", 5),
@@ -259,7 +259,7 @@ def test_8_bits_are_needed_where_encode_takes_them(
 
 def test_a_card_that_torch_does_not_see_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(devices, "choose_device", lambda name: CPU)
-    monkeypatch.setattr(counters, "nvml_names", lambda: ["NVIDIA GeForce RTX 3060"])
+    monkeypatch.setattr(capacity, "nvml_names", lambda: ["NVIDIA GeForce RTX 3060"])
     row = next(doctor._device())
     assert row.state == "note"
     assert "NVIDIA GeForce RTX 3060 is here, but torch" in row.text

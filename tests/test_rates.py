@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from lowvram.files import user_cache
-from lowvram.memory import counters, disk, rates
+from lowvram.memory import capacity, disk, rates
 from lowvram.memory.rates import Rates
 
 FULL = Rates(2.5e9, "a disk", 12e9, {"float32": 1e12, "bfloat16": 2e12}, 400, 32, "2026-11-25")
@@ -213,14 +213,14 @@ def test_the_least_counter_is_what_counts(monkeypatch: pytest.MonkeyPatch) -> No
     def refuse(device: torch.device) -> tuple[int, int]:
         raise RuntimeError("no such call\nhere")
 
-    monkeypatch.setattr(counters, "_mem_get_info", lambda device: (7, 8))
-    monkeypatch.setattr(counters, "_management", lambda device: (3, 8))
-    monkeypatch.setattr(counters, "_accelerator", refuse)
-    assert counters.free_bytes(card) == 3
-    found = {each.name: (each.free, each.total, each.why) for each in counters.count_device(card)}
+    monkeypatch.setattr(capacity, "_mem_get_info", lambda device: (7, 8))
+    monkeypatch.setattr(capacity, "_management", lambda device: (3, 8))
+    monkeypatch.setattr(capacity, "_accelerator", refuse)
+    assert capacity.free_bytes(card) == 3
+    found = {each.name: (each.free, each.total, each.why) for each in capacity.count_device(card)}
     assert found == {
         "mem_get_info": (7, 8, ""),
         "nvml": (3, 8, ""),
         "torch.accelerator": (None, None, "no such call"),
     }
-    assert counters.free_bytes(torch.device("cpu")) is None
+    assert capacity.free_bytes(torch.device("cpu")) is None

@@ -1,11 +1,11 @@
 """What the commands share: progress on stderr, results on stdout."""
 
-import json
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lowvram.artifacts import SUFFIXES
+from lowvram.memory.report_files import to_text
 
 if TYPE_CHECKING:
     from lowvram.progress import OnProgress
@@ -48,4 +48,4 @@ def print_stage(result: "StageResult", as_json: bool, files: list[dict[str, Any]
 
 def print_json(document: dict[str, Any]) -> None:
     """One JSON document on stdout."""
-    print(json.dumps(document, indent=2))
+    print(to_text(document), end="")

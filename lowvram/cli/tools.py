@@ -1,6 +1,7 @@
 """The commands around the pictures: what is prepared, what a run took, what the machine can do."""
 
 import sys
+from collections.abc import Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Annotated
@@ -8,6 +9,7 @@ from typing import Annotated
 import typer
 
 from lowvram import errors
+from lowvram.artifacts import write_bytes
 from lowvram.cli.options import (
     AsJson,
     PreparedWeights,
@@ -68,21 +70,50 @@ def prepare(
 
 
 def report(
-    file: Annotated[Path, typer.Argument(help="The x.report.json that run wrote.")],
+    run: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RUN", help="x.report.json, or the picture x.png, or a folder for its newest."
+        ),
+    ],
+    html: Annotated[
+        Path | None,
+        typer.Option(
+            "--html", help="Also write one page that needs nothing else, no network either."
+        ),
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", help="Also draw memory over time: x.png or x.svg.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Memory and time of each stage of an earlier run.
+    """Memory and time of each stage of an earlier run, measured and predicted.
 
     \b
-    lowvram report outputs/a-red-heart.report.json
+    lowvram report outputs/a-red-heart.png
+    lowvram report outputs --html report.html --plot timeline.svg
     """
-    from lowvram.memory.report import read, table
+    from lowvram.memory import report_files
+    from lowvram.memory.report import table
 
-    document = read(file)
+    _check_suffix("--html", html, ("html", "htm"))
+    kind = _check_suffix("--plot", plot, ("png", "svg"))
+    path = report_files.find(run)
+    document = report_files.read(path)
+    if html is not None:
+        from lowvram.memory.page import page
+
+        write_bytes(html, page(document, path.parent).encode("utf-8", "replace"))
+    if plot is not None:
+        from lowvram.memory.plot import plot as draw
+
+        write_bytes(plot, draw(document["stages"], kind))
     if as_json:
         print_json(document)
-    else:
-        print(table(document["stages"]))
+        return
+    print(table(document["stages"]))
+    for written in filter(None, (html, plot)):
+        print(written)
 
 
 def doctor(
@@ -116,3 +147,15 @@ def doctor(
         raise errors.DeviceError(
             f"needed here and not working: {', '.join(found.broken)}: see their lines above"
         )
+
+
+def _check_suffix(option: str, path: Path | None, kinds: Sequence[str]) -> str:
+    """The kind of file that a path's suffix names.
+
+    Raises:
+        RequestError: it names another kind, or none: nothing is overwritten by mistake.
+    """
+    kind = "" if path is None else path.suffix.lower().removeprefix(".")
+    if path is not None and kind not in kinds:
+        raise errors.RequestError(f"{option} {path} does not end in .{' or .'.join(kinds)}")
+    return kind

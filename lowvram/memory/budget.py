@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from lowvram.errors import RequestError
+from lowvram.memory.capacity import free_bytes
 from lowvram.memory.plan import Room, show
 
 if TYPE_CHECKING:
@@ -63,8 +64,9 @@ def find_room(
                 f"({show(overhead)}): use --vram {(overhead >> 20) + 512}MiB"
             )
         return Room(vram - overhead, f"--vram is {show(vram)}", overhead)
-    if device.type == "cuda":
-        return Room(max(1 << 20, _free_on_gpu(device) - MARGIN_BYTES))
+    free = free_bytes(device)
+    if free is not None:
+        return Room(max(1 << 20, free - MARGIN_BYTES))
     if device.type == "cpu":
         import psutil
 
@@ -105,19 +107,3 @@ def tracked(device: "torch.device", room: Room, weights: int) -> Iterator["LiveB
 
     with LiveBytes(device.type, weights, room.bytes) as live:
         yield live
-
-
-def _free_on_gpu(device: "torch.device") -> int:
-    """Bytes; the lesser of what the runtime and the driver say, for on Windows they differ."""
-    import torch
-
-    free = torch.cuda.mem_get_info(device)[0]
-    try:
-        import pynvml
-
-        pynvml.nvmlInit()
-        uuid = str(torch.cuda.get_device_properties(device).uuid)
-        info = pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}"))
-    except Exception:  # no driver library: the runtime's word stands
-        return int(free)
-    return int(min(free, info.free))

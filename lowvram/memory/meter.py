@@ -1,21 +1,27 @@
-"""Measures a stage: seconds of each phase, and the peaks of every memory counter there is.
+"""Measures a stage: seconds of each phase, peaks, and every memory counter over time.
 
 Four device numbers, because they differ: allocated (tensors), reserved (the caching allocator),
 process (with context and libraries, from the driver) and device (everybody's). Host memory is
-the process's peak resident set. What a machine does not tell is None.
+the process's resident set. What a machine does not tell is None.
 """
 
-import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
 
-from lowvram.memory.counters import process_bytes
+from lowvram.memory.counters import device_counters
+from lowvram.memory.leftovers import LeftTensor
+from lowvram.memory.process import peak_rss_bytes, process_counters, reset_peak_rss
+from lowvram.memory.timeline import INTERVAL_SECONDS, Marks, Sampler, Timeline
 
 if TYPE_CHECKING:
     import torch
+
+    from lowvram.memory.count import LiveBytes
 
 
 @dataclass(frozen=True)
@@ -27,6 +33,14 @@ class StageReport:
         weights_bytes: of the loaded component, counted.
         left_allocated_bytes: still allocated on the device after the release.
         left_behind: names of the component's tensors that something still holds.
+        left_tensors: tensors on the device that were not there before, largest first.
+        timeline: {"columns": [names], "rows": [[numbers]]}, see `timeline.COLUMNS`.
+        marks: [seconds, name] of each step and phase, when it had ended.
+        disk_read_bytes: see `process.ProcessCounters`.
+        budget_bytes: what the stage was allowed to hold on the device.
+        predicted: some of peak_allocated_bytes, peak_reserved_bytes, peak_process_bytes,
+            peak_rss_bytes, disk_read_bytes and seconds, as foretold before the stage.
+        settings: every setting that changed a byte, and the model's name.
     """
 
     stage: str
@@ -45,6 +59,13 @@ class StageReport:
     peak_rss_bytes: int
     left_allocated_bytes: int | None
     left_behind: list[str] = field(default_factory=list)
+    left_tensors: list[LeftTensor] = field(default_factory=list)
+    timeline: dict[str, Any] = field(default_factory=dict)
+    marks: list[list[Any]] = field(default_factory=list)
+    disk_read_bytes: int | None = None
+    budget_bytes: int | None = None
+    predicted: dict[str, Any] | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """The report as JSON types."""
@@ -52,20 +73,40 @@ class StageReport:
 
 
 class Meter:
-    """Counts from its construction on."""
+    """Counts from its construction on; inside `with meter:` also samples every counter over time.
 
-    def __init__(self, device: "torch.device") -> None:
+    Attributes:
+        seconds: of each phase.
+        tracker: where set, its bytes are the allocated ones: for a CPU, which counts no tensors.
+    """
+
+    def __init__(self, device: "torch.device", interval_seconds: float = INTERVAL_SECONDS) -> None:
         self.device = device
         self.seconds: dict[str, float] = {}
+        self.tracker: LiveBytes | None = None
+        self.timeline = Timeline()
+        self._marks = Marks()
         self._start = time.perf_counter()
-        self._process: int | None = None
-        self._used: int | None = None
+        self._counters = device_counters(device)
+        self._host = process_counters()
+        self._looking = threading.Lock()  # the thread looks, and every phase's end
+        self.sampler = Sampler(self.sample, lambda: interval_seconds * self.timeline.stride)
         self._before = self.allocated()
-        _reset_peak_rss()
-        if device.type == "cuda":
-            import torch
+        reset_peak_rss()
+        self._counters.reset_peaks()
 
-            torch.cuda.reset_peak_memory_stats(device)
+    def __enter__(self) -> Self:
+        self.sample()
+        self.sampler.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.sampler.stop()
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -76,7 +117,16 @@ class Meter:
             self.synchronize()
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+            self._marks.phase(self.total_seconds(), name)
             self.sample()
+
+    def mark(self, name: str) -> None:
+        """Note that a step, text or picture is done.
+
+        Without waiting for the device: on a GPU, which is given work ahead, a mark may be early by
+        about a step.
+        """
+        self._marks.step(self.total_seconds(), name)
 
     def synchronize(self) -> None:
         """Wait for the device, so that seconds are those of the work."""
@@ -86,48 +136,57 @@ class Meter:
             torch.cuda.synchronize(self.device)
 
     def sample(self) -> None:
-        """Look at the counters that keep no peak of their own.
+        """Look at every counter once.
 
         The allocator returns nothing to the driver before it is flushed, so that a look at the
-        end of a phase sees the phase's peak.
+        end of a phase sees the phase's peak of what keeps no peak of its own.
         """
-        if self.device.type != "cuda":
-            return
-        import torch
-
-        self._process = _most(self._process, process_bytes(self.device))
-        try:
-            self._used = _most(self._used, torch.cuda.device_memory_used(self.device))
-        except Exception:  # no NVML: the number stays unknown
-            self._used = None
+        with self._looking:
+            allocated, reserved = self._counters.allocator()
+            self.timeline.add(
+                (
+                    self.total_seconds(),
+                    allocated if self.tracker is None else self.tracker.now,
+                    reserved,
+                    *self._counters.driver(),
+                    self._host.rss_bytes(),
+                    self._host.disk_read_bytes(),
+                )
+            )
 
     def allocated(self) -> int | None:
         """Bytes of tensors on the device now."""
-        if self.device.type != "cuda":
-            return None
-        import torch
-
-        return torch.cuda.memory_allocated(self.device)
+        return self._counters.allocator()[0] if self.tracker is None else self.tracker.now
 
     def left_allocated(self) -> int | None:
-        """Bytes on the device that were not there at the start."""
+        """Bytes on the device that were not there at the start; None on a CPU, whose memory the
+        stage's results share.
+        """
+        if self._before is None:
+            return None
         now = self.allocated()
-        return None if now is None or self._before is None else now - self._before
+        return None if now is None else now - self._before
 
     def peaks(self) -> dict[str, int | None]:
         """The peaks so far, by the names of `StageReport`."""
-        allocated = reserved = None
-        if self.device.type == "cuda":
-            import torch
-
-            allocated = torch.cuda.max_memory_allocated(self.device)
-            reserved = torch.cuda.max_memory_reserved(self.device)
+        seen = self.timeline.peaks()
+        allocated, reserved = self._counters.peaks()
+        if self.tracker is not None:
+            allocated = self.tracker.peak
         return {
-            "peak_allocated_bytes": allocated,
-            "peak_reserved_bytes": reserved,
-            "peak_process_bytes": self._process,
-            "peak_device_bytes": self._used,
+            "peak_allocated_bytes": _known(allocated, seen.get("allocated_bytes")),
+            "peak_reserved_bytes": _known(reserved, seen.get("reserved_bytes")),
+            "peak_process_bytes": _known(seen.get("process_bytes")),
+            "peak_device_bytes": _known(seen.get("device_bytes")),
             "peak_rss_bytes": peak_rss_bytes(),
+        }
+
+    def over_time(self) -> dict[str, Any]:
+        """What was seen over time, by the names of `StageReport`."""
+        return {
+            "timeline": self.timeline.to_json(),
+            "marks": self._marks.to_json(),
+            "disk_read_bytes": self._host.disk_read_bytes(),
         }
 
     def total_seconds(self) -> float:
@@ -135,33 +194,6 @@ class Meter:
         return time.perf_counter() - self._start
 
 
-def peak_rss_bytes() -> int:
-    """Peak resident memory of this process, since the last reset where the system can reset it."""
-    if sys.platform == "linux":
-        with open("/proc/self/status", encoding="ascii") as status:
-            for line in status:
-                if line.startswith("VmHWM:"):
-                    return int(line.split()[1]) * 1024
-    if sys.platform == "win32":
-        import psutil
-
-        return int(psutil.Process().memory_info().peak_wset)
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return int(peak) * (1 if sys.platform == "darwin" else 1024)
-
-
-def _reset_peak_rss() -> None:
-    """Linux only; elsewhere the peak is that of the process's life."""
-    if sys.platform == "linux":
-        try:
-            with open("/proc/self/clear_refs", "w", encoding="ascii") as file:
-                file.write("5")
-        except OSError:  # not allowed in some containers: the peak is then that of the process
-            return
-
-
-def _most(a: int | None, b: int | None) -> int | None:
-    known = [n for n in (a, b) if n is not None]
-    return max(known) if known else None
+def _known(*values: float | None) -> int | None:
+    """The first that is known."""
+    return next((int(value) for value in values if value is not None), None)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from lowvram.artifacts import write_bytes
 from lowvram.devices import device_name, driver_version
 from lowvram.files import user_cache
-from lowvram.memory.counters import process_bytes
+from lowvram.memory.counters import device_counters
 from lowvram.memory.disk import ASSUMED, measure_disk
 
 if TYPE_CHECKING:
@@ -199,7 +199,7 @@ def _libraries(device: "torch.device") -> tuple[int | None, int | None]:
     cublas = torch.cuda.memory_allocated(device) - before
     torch.conv2d(matrix.view(1, 4, 128, 128), torch.ones(4, 4, 3, 3, device=device))
     torch.cuda.synchronize(device)
-    process = process_bytes(device)
+    process, _ = device_counters(device).driver()
     if process is None:
         return cublas, None
     return cublas, max(0, process - torch.cuda.memory_reserved(device))

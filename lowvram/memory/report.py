@@ -1,40 +1,23 @@
-"""Shows what the stages took: a table for people, JSON for programs."""
+"""Shows what the stages took, as a table for people: predicted beside measured."""
 
-import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from lowvram.errors import ArtifactError
-
-_COLUMNS = (
-    ("stage", "stage"),
-    ("weights", "weights"),
-    ("dtype", "dtype"),
+_TEXTS = (("stage", "stage"), ("weights", "weights"), ("dtype", "dtype"))
+_MEASURED = (
     ("load", "load_seconds"),
     ("compute", "compute_seconds"),
+    ("total", "seconds"),
     ("allocated", "peak_allocated_bytes"),
     ("reserved", "peak_reserved_bytes"),
     ("process", "peak_process_bytes"),
     ("RAM (RSS)", "peak_rss_bytes"),
+    ("read", "disk_read_bytes"),
     ("left", "left_allocated_bytes"),
 )
-
-
-def read(path: Path) -> dict[str, Any]:
-    """A report that `run` wrote: {"images": […], "stages": […]}.
-
-    Raises:
-        ArtifactError: no such file, or not a report.
-    """
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-        table(document["stages"])
-    except OSError as error:
-        raise ArtifactError(f"{path} cannot be read ({error.strerror}): check the path") from None
-    except (ValueError, TypeError, KeyError, AttributeError):
-        raise ArtifactError(f"{path} is not a report: lowvram run writes x.report.json") from None
-    return dict(document)
+_BUDGETED = "peak_allocated_bytes"
+# Numbers that say nothing new unless they were foretold: load and compute are shown.
+_IF_PREDICTED = {"seconds"}
 
 
 def table(stages: Sequence[Mapping[str, Any]]) -> str:
@@ -43,34 +26,68 @@ def table(stages: Sequence[Mapping[str, Any]]) -> str:
     Args:
         stages: `StageReport.to_json()` of each stage, in order. Peaks are in GB (10^9 bytes).
     """
-    shown = [
-        (title, name)
-        for title, name in _COLUMNS
-        if any(stage.get(name) is not None for stage in stages)
-    ]
-    rows = [[title for title, _ in shown]]
-    rows += [[_cell(name, stage.get(name)) for _, name in shown] for stage in stages]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(shown))]
+    rows = cells(stages)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
         "  ".join(
-            cell.ljust(width) if i < 3 else cell.rjust(width)
+            cell.ljust(width) if i < len(_TEXTS) else cell.rjust(width)
             for i, (cell, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
         for row in rows
     ]
-    left = [
-        f"{stage['stage']} left behind: {', '.join(stage['left_behind'][:5])}"
-        for stage in stages
-        if stage.get("left_behind")
-    ]
-    return "\n".join(lines + left)
+    return "\n".join(lines + [note for stage in stages for note in left_notes(stage)])
 
 
-def _cell(name: str, value: Any) -> str:
+def cells(stages: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """The table's rows, titles first. What was predicted follows what was measured."""
+    columns = [[title, *(_text(stage.get(name)) for stage in stages)] for title, name in _TEXTS]
+    for title, name in _MEASURED:
+        measured = [stage.get(name) for stage in stages]
+        foretold = [(stage.get("predicted") or {}).get(name) for stage in stages]
+        if _known(measured) and (name not in _IF_PREDICTED or _known(foretold)):
+            columns.append([title, *(readable(name, value) for value in measured)])
+        if _known(foretold):
+            columns.append(["(predicted)", *(readable(name, value) for value in foretold)])
+        budgets = [stage.get("budget_bytes") for stage in stages]
+        if name == _BUDGETED and _known(budgets):
+            columns.append(["budget", *(readable("budget_bytes", value) for value in budgets)])
+    return [list(row) for row in zip(*columns, strict=True)]
+
+
+def left_notes(stage: Mapping[str, Any]) -> list[str]:
+    """What a stage left behind, in a line; none where it left nothing."""
+    tensors = stage.get("left_tensors") or []
+    names = [left_tensor(each) for each in tensors] or stage.get("left_behind") or []
+    count = max(len(names), len(stage.get("left_behind") or []))
+    if not names:
+        return []
+    more = f" and {count - 5} more" if count > 5 else ""
+    return [f"{stage['stage']} left behind: {', '.join(names[:5])}{more}"]
+
+
+def left_tensor(tensor: Mapping[str, Any]) -> str:
+    """A tensor that stayed: its name, shape, size and what holds it."""
+    shape = " × ".join(map(str, tensor["shape"])) or "scalar"
+    owner, holder = tensor.get("owner") or "not known", tensor.get("held_by")
+    held = f", held by {holder}" if holder and holder != owner else ""
+    size = readable("_bytes", tensor.get("bytes"))
+    return f"{owner} ({shape} {tensor.get('dtype')}, {size}{held})"
+
+
+def readable(name: str, value: float | None) -> str:
+    """A number with its unit, which its name tells; "-" where it is not known."""
     if value is None:
         return "-"
-    if name.endswith("_seconds"):
+    if name.endswith("seconds"):
         return f"{value:.1f} s"
-    if name.endswith("_bytes"):
-        return f"{value / 1e9:.2f} GB" if abs(value) >= 5e6 else f"{value / 1e6:.2f} MB"
-    return str(value)
+    if abs(value) >= 5e6:
+        return f"{value / 1e9:.2f} GB"
+    return f"{value / 1e3:.2f} kB" if 0 < abs(value) < 5e3 else f"{value / 1e6:.2f} MB"
+
+
+def _text(value: Any) -> str:
+    return "-" if value is None else str(value)
+
+
+def _known(values: Sequence[Any]) -> bool:
+    return any(value is not None for value in values)

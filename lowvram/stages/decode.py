@@ -1,6 +1,7 @@
 """Decode: latents to pictures, with the VAE alone on the device."""
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,8 +72,7 @@ def decode(task: DecodeTask, on_progress: OnProgress = ignore) -> StageResult:
         | {"decode": {**settings, **pixels.settings(), "batch_size": task.batch_size}}
         for item in header.items
     ]
-    with translated("decode"):
-        meter = Meter(device)
+    with translated("decode"), Meter(device) as meter:
         on_progress(Progress("decode", "loading the VAE"))
         used = use(
             component.class_name,
@@ -91,6 +91,7 @@ def decode(task: DecodeTask, on_progress: OnProgress = ignore) -> StageResult:
                 records,
                 paths,
                 on_progress,
+                meter.mark,
             ),
         )
     report = report_stage(
@@ -99,8 +100,8 @@ def decode(task: DecodeTask, on_progress: OnProgress = ignore) -> StageResult:
         pixels.name,
         dtype_name(dtype),
         reasons,
-        used.weights_bytes,
-        used.left_behind,
+        used,
+        {"model": model.public_record()["name"], **records[0]["decode"]},
     )
     width, height = header.settings["requested"]
     items = [{**item, "width": width, "height": height} for item in header.items]
@@ -125,6 +126,7 @@ def _decode_all(
     records: list[dict[str, Any]],
     paths: list[Path],
     on_progress: OnProgress,
+    on_picture: Callable[[str], None],
 ) -> None:
     """Decode batch by batch; each picture is on disk before the next batch begins."""
     family, config = model.get_family(), model.config("vae")
@@ -144,6 +146,7 @@ def _decode_all(
             levels = to_levels(fit(picture[None].float(), width, height))[0]
             png.save(paths[index], levels, records[index])
             done += 1
+            on_picture(f"picture {done}")
             on_progress(Progress("decode", "decoding", 100 * done, 100 * len(paths)))
 
 

@@ -69,8 +69,7 @@ def denoise(
     make_scheduler = scheduler_maker(task, model)
     make_scheduler("cpu")  # refuses what it cannot do, before anything is loaded
     starts = _starts(task, model, items, embeds)
-    with translated("denoise"):
-        meter = Meter(device)
+    with translated("denoise"), Meter(device) as meter:
         room = find_room(device, task.vram, task.stage_budget)
         batches = -(-len(starts) // task.batch_size)
         steps = Steps(
@@ -110,6 +109,7 @@ def denoise(
                 starts,
                 on_progress,
                 _every(callback_steps, callback),
+                meter.mark,
             ),
         )
         header = artifacts.Header(
@@ -127,8 +127,8 @@ def denoise(
         placed.weights.name,
         dtype_name(dtype),
         reasons,
-        used.weights_bytes,
-        used.left_behind,
+        used,
+        {"model": model.public_record()["name"], **header.settings},
     )
     width, height = task.requested
     made = [{**item, "width": width, "height": height} for item in items]
@@ -234,6 +234,7 @@ def _denoise_all(
     starts: list[_Start],
     on_progress: OnProgress,
     callback: Callback | None,
+    on_mark: Callable[[str], None],
 ) -> "Tensor":
     """Latents of all pictures, on the host."""
     import torch
@@ -253,6 +254,7 @@ def _denoise_all(
             order: int = scheduler.order,
         ) -> None:
             done, total = before * steps + index + 1, len(starts) * steps
+            on_mark(f"step {done}")
             on_progress(Progress("denoise", "denoising", done, total))
             if callback is not None and (index == steps - 1 or (index + 1) % order == 0):
                 callback(index // order, int(timestep), latents)

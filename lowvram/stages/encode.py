@@ -5,6 +5,7 @@ the task asks for the padding of the diffusers pipeline). By itself, because in 
 neighbours in a batch move its embeddings by enough to change pixels by 3 levels of 255.
 """
 
+import itertools
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -49,8 +50,7 @@ def encode(task: EncodeTask, on_progress: OnProgress = ignore) -> StageResult:
     component = family.component("text_encoder")
     device = choose_device(task.device)
     dtype, dtype_reason = choose_dtype(task.dtype, component.dtype, device)
-    with translated("encode"):
-        meter = Meter(device)
+    with translated("encode"), Meter(device) as meter:
         on_progress(Progress("encode", "reading the prompts"))
         tokenizer = _load_tokenizer(model)
         items, texts = _prepare(task, family, tokenizer)
@@ -82,7 +82,9 @@ def encode(task: EncodeTask, on_progress: OnProgress = ignore) -> StageResult:
             device,
             meter,
             room,
-            lambda loaded: _encode_all(task, family, tokenizer, loaded, texts, on_progress),
+            lambda loaded: _encode_all(
+                task, family, tokenizer, loaded, texts, on_progress, meter.mark
+            ),
         )
         header = artifacts.Header(
             kind="embeds",
@@ -104,8 +106,12 @@ def encode(task: EncodeTask, on_progress: OnProgress = ignore) -> StageResult:
         weights.name,
         dtype_name(dtype),
         reasons,
-        used.weights_bytes,
-        used.left_behind,
+        used,
+        {
+            "model": model.public_record()["name"],
+            **header.settings,
+            "negative_prompts": list(dict.fromkeys(task.negative_prompts)),
+        },
     )
     return StageResult([Path(task.output)], items, report)
 
@@ -178,8 +184,10 @@ def _encode_all(
     loaded: Loaded,
     texts: Texts,
     on_progress: OnProgress,
+    on_text: Callable[[str], None],
 ) -> "dict[str, dict[str, Tensor]]":
     """Embeddings and mask of each text, on the host."""
+    done = itertools.count(1)
     inputs = [
         tokenizer(
             text,
@@ -193,7 +201,13 @@ def _encode_all(
 
     def call(ids: "Tensor", mask: "Tensor") -> "Callable[[], Tensor]":
         ids, mask = ids.to(loaded.inputs), mask.to(loaded.inputs)
-        return lambda: family.encode(loaded.model, ids, mask).cpu()
+
+        def encoded() -> "Tensor":
+            embeds = family.encode(loaded.model, ids, mask).cpu()
+            on_text(f"text {next(done)}")
+            return embeds
+
+        return encoded
 
     embeds = loaded.each(
         [call(each.input_ids, each.attention_mask) for each in inputs],

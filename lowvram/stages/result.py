@@ -1,10 +1,11 @@
 """What a stage returns, and how long lists are cut into batches."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from lowvram.component import Used
 from lowvram.memory.meter import Meter, StageReport
 
 T = TypeVar("T")
@@ -37,10 +38,19 @@ def report_stage(
     weights: str,
     dtype: str,
     reasons: list[str],
-    weights_bytes: int,
-    left_behind: list[str],
+    used: Used[Any],
+    settings: Mapping[str, Any],
+    *,
+    budget_bytes: int | None = None,
+    predicted: dict[str, Any] | None = None,
 ) -> StageReport:
-    """The report of a stage whose work is done and whose component is released."""
+    """The report of a stage whose work is done and whose component is released.
+
+    Args:
+        settings: every setting that changed a byte, and the model's name.
+        budget_bytes: what the stage was allowed to hold on the device.
+        predicted: numbers foretold, by the names of `StageReport`.
+    """
     return StageReport(
         stage=stage,
         device=meter.device.type,
@@ -50,8 +60,13 @@ def report_stage(
         seconds=meter.total_seconds(),
         load_seconds=meter.seconds.get("load", 0.0),
         compute_seconds=meter.seconds.get("compute", 0.0),
-        weights_bytes=weights_bytes,
+        weights_bytes=used.weights_bytes,
         left_allocated_bytes=meter.left_allocated(),
-        left_behind=left_behind,
+        left_behind=used.left_behind,
+        left_tensors=used.left_tensors,
+        budget_bytes=budget_bytes,
+        predicted=predicted,
+        settings=dict(settings),
         **meter.peaks(),  # type: ignore[arg-type]
+        **meter.over_time(),
     )
