@@ -75,7 +75,7 @@ def use(
             watched = {
                 name: weakref.ref(tensor) for name, tensor in named_tensors(loaded.model).items()
             }
-            with meter.phase("compute"), tracked(device, room, size):
+            with meter.phase("compute"), tracked(device, room, size) as meter.tracker:
                 result = work(loaded)
         with meter.phase("release"):
             loaded.close()

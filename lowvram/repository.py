@@ -110,6 +110,11 @@ class Model:
             raise ModelError(f"{folder} has no {missing}: {_check(self)}")
         return folder
 
+    def local_files(self, role: str) -> list[Path]:
+        """The component's safetensors that are here already; nothing is downloaded."""
+        config = find(self.sources[role], f"{self._subfolder(role)}/config.json".removeprefix("/"))
+        return [] if config is None else sorted(config.parent.glob("*.safetensors"))
+
     def _subfolder(self, role: str) -> str:
         """Where the component lies; "" for a transformer saved on its own."""
         subfolder = self.get_family().component(role).subfolder

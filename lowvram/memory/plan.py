@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from lowvram.errors import MemoryExhaustedError, RequestError
+from lowvram.memory.rates import Rates
 
 S = TypeVar("S")
 
@@ -24,6 +25,7 @@ class Need:
         read: from files.
         transferred: from the host to the device, in all.
         flops: floating-point operations, in all.
+        overlaps: whether reading, carrying and computing run beside each other.
     """
 
     allocated: int
@@ -32,6 +34,32 @@ class Need:
     read: int = 0
     transferred: int = 0
     flops: int = 0
+    overlaps: bool = False
+
+    def seconds(self, rates: Rates, dtype: str) -> float:
+        """An estimate, for a machine of these rates that computes in that dtype ("float32")."""
+        parts = [
+            self.read / rates.disk_bytes_per_second,
+            self.transferred / (rates.transfer_bytes_per_second or float("inf")),
+            self.flops / rates.flops.get(dtype, rates.flops["float32"]),
+        ]
+        return max(parts) if self.overlaps else sum(parts)
+
+    def foretold(self, room: "Room", rates: Rates, dtype: str, base: int) -> dict[str, Any]:
+        """By the names of the report.
+
+        Args:
+            base: RAM of the process before anything is loaded.
+        """
+        on_card = self.reserved is not None
+        return {
+            "peak_allocated_bytes": self.allocated,
+            "peak_reserved_bytes": self.reserved,
+            "peak_process_bytes": (self.reserved or 0) + room.overhead if on_card else None,
+            "peak_rss_bytes": base + self.host + (0 if self.transferred else self.allocated),
+            "disk_read_bytes": self.read,
+            "seconds": self.seconds(rates, dtype),
+        }
 
 
 @dataclass(frozen=True)
@@ -41,8 +69,6 @@ class Option(Generic[S]):
     Attributes:
         name: as on the command line.
         says: the details of it, for people; "" for none.
-        fits: whether the allocator could serve it, where that was tried and more than the need
-            counts; see `Room`.
     """
 
     strategy: S
@@ -61,8 +87,8 @@ class Room:
     Attributes:
         bytes: 0 for no bound.
         asked: how the user said so, for messages: "--vram 4GiB"; "" where it is what is free.
-        overhead: bytes of the process on the device beside (context, libraries), which are no
-            room any more: a user who is told to ask for more is told with them.
+        overhead: bytes that the process takes on the device beside, for context and libraries;
+            a user who is told to ask for more is told with them.
     """
 
     bytes: int

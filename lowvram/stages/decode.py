@@ -9,9 +9,7 @@ from lowvram import artifacts
 from lowvram.component import use
 from lowvram.devices import choose_device, choose_dtype, dtype_name
 from lowvram.errors import NonFiniteError, translated
-from lowvram.memory.budget import find_room
 from lowvram.memory.meter import Meter
-from lowvram.memory.plan import choose
 from lowvram.pixels import png
 from lowvram.pixels.fit import fit, to_levels
 from lowvram.pixels.strategy import OnWork, Pixels
@@ -38,6 +36,7 @@ def decode(task: DecodeTask, on_progress: OnProgress = ignore) -> StageResult:
         ModelError, DeviceError, MemoryExhaustedError, StorageError: as their names say.
         NonFiniteError: the VAE computed NaN or infinity; that picture is not written.
     """
+    from lowvram.stages.decision import decide
     from lowvram.stages.options.pixels import ENCODER_HALF, pixels_options  # imports torch
 
     header, tensors = artifacts.read(Path(task.latents), "latents")
@@ -48,16 +47,17 @@ def decode(task: DecodeTask, on_progress: OnProgress = ignore) -> StageResult:
     dtype, dtype_reason = choose_dtype(task.dtype, component.dtype, device, upcast)
     first = tensors["latents"]
     shape = (min(task.batch_size, len(first)), *first.shape[1:])
-    room = find_room(device, task.vram, task.stage_budget)
-    choice = choose(
+    batches = -(-len(first) // shape[0])
+    decision = decide(
         "decode",
-        pixels_options(model, task.decode, dtype, device, room, shape, -(-len(first) // shape[0])),
-        room,
-        task.steps_down,
+        task,
+        device,
+        dtype_name(dtype),
+        lambda room: pixels_options(model, task.decode, dtype, device, room, shape, batches),
         _OR_STRIPS if task.decode in ("whole", "blended") else "",
     )
-    pixels = choice.option.strategy
-    reasons = [f"decode {pixels.name}: {choice.reason}", f"{dtype_name(dtype)}: {dtype_reason}"]
+    pixels = decision.strategy
+    reasons = [f"decode {pixels.name}: {decision.reason}", f"{dtype_name(dtype)}: {dtype_reason}"]
     log.info("decode on %s, %s", device, "; ".join(reasons))
 
     paths = picture_paths(Path(task.output), len(header.items))
@@ -80,7 +80,7 @@ def decode(task: DecodeTask, on_progress: OnProgress = ignore) -> StageResult:
             Whole(dtype, without=ENCODER_HALF),
             device,
             meter,
-            room,
+            decision.room,
             lambda loaded: _decode_all(
                 task,
                 model,
@@ -102,6 +102,8 @@ def decode(task: DecodeTask, on_progress: OnProgress = ignore) -> StageResult:
         reasons,
         used,
         {"model": model.public_record()["name"], **records[0]["decode"]},
+        budget_bytes=decision.room.bytes if decision.room.asked else None,
+        predicted=decision.predicted,
     )
     width, height = header.settings["requested"]
     items = [{**item, "width": width, "height": height} for item in header.items]

@@ -16,9 +16,7 @@ from lowvram.component import use
 from lowvram.devices import choose_device, choose_dtype, dtype_name
 from lowvram.errors import NonFiniteError, RequestError, first_line, translated
 from lowvram.families.family import Family, Size
-from lowvram.memory.budget import find_room
 from lowvram.memory.meter import Meter
-from lowvram.memory.plan import choose
 from lowvram.progress import OnProgress, Progress, ignore
 from lowvram.repository import Model
 from lowvram.request import DenoiseTask
@@ -59,6 +57,7 @@ def denoise(
     if callback_steps < 1:
         raise RequestError(f"callback_steps {callback_steps} is out of range: 1 or more")
     embeds_header, embeds = artifacts.read(Path(task.embeds), "embeds")
+    from lowvram.stages.decision import decide
     from lowvram.stages.options.transformer import Steps, transformer_options  # imports torch
 
     model = Model.from_record(task.model)
@@ -70,7 +69,6 @@ def denoise(
     make_scheduler("cpu")  # refuses what it cannot do, before anything is loaded
     starts = _starts(task, model, items, embeds)
     with translated("denoise"), Meter(device) as meter:
-        room = find_room(device, task.vram, task.stage_budget)
         batches = -(-len(starts) // task.batch_size)
         steps = Steps(
             (min(task.batch_size, len(starts)), *_latent_shape(task, model)),
@@ -78,17 +76,18 @@ def denoise(
             task.guidance_scale > 1,
             batches * len(make_scheduler("cpu").timesteps),
         )
-        choice = choose(
+        decision = decide(
             "denoise",
-            transformer_options(model, task.weights, dtype, device, room, steps),
-            room,
-            task.steps_down,
+            task,
+            device,
+            dtype_name(dtype),
+            lambda room: transformer_options(model, task.weights, dtype, device, room, steps),
             _OR_STREAM if task.weights == "whole" else "",
         )
-        placed = choice.option.strategy
+        placed = decision.strategy
         folder, note = prepared.fetch(model, "transformer", "whole", dtype_name(dtype))
         reasons = [
-            f"weights {placed.weights.name}: {choice.reason}",
+            f"weights {placed.weights.name}: {decision.reason}",
             f"{dtype_name(dtype)}: {dtype_reason}",
             *([note] if note else []),
         ]
@@ -100,7 +99,7 @@ def denoise(
             placed.weights,
             device,
             meter,
-            room,
+            decision.room,
             lambda loaded: _denoise_all(
                 task,
                 model,
@@ -129,6 +128,8 @@ def denoise(
         reasons,
         used,
         {"model": model.public_record()["name"], **header.settings},
+        budget_bytes=decision.room.bytes if decision.room.asked else None,
+        predicted=decision.predicted,
     )
     width, height = task.requested
     made = [{**item, "width": width, "height": height} for item in items]

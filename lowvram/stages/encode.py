@@ -16,9 +16,7 @@ from lowvram.component import use
 from lowvram.devices import choose_device, choose_dtype, dtype_name
 from lowvram.errors import NonFiniteError, RequestError, translated
 from lowvram.families.family import Family
-from lowvram.memory.budget import find_room
 from lowvram.memory.meter import Meter
-from lowvram.memory.plan import choose
 from lowvram.progress import OnProgress, Progress, ignore
 from lowvram.repository import Model
 from lowvram.request import EncodeTask
@@ -42,6 +40,7 @@ def encode(task: EncodeTask, on_progress: OnProgress = ignore) -> StageResult:
         ModelError, DeviceError, MemoryExhaustedError, StorageError: as their names say.
         NonFiniteError: the encoder computed NaN or infinity; nothing is written.
     """
+    from lowvram.stages.decision import decide
     from lowvram.stages.options.encoder import Texts as Wanted  # imports torch
     from lowvram.stages.options.encoder import encoder_options
 
@@ -56,20 +55,20 @@ def encode(task: EncodeTask, on_progress: OnProgress = ignore) -> StageResult:
         items, texts = _prepare(task, family, tokenizer)
         longest = max(max(item["tokens"], item["negative_tokens"]) for item in items)
         tokens = task.max_tokens if task.padding == "max" else longest
-        room = find_room(device, task.vram, task.stage_budget)
         wanted = Wanted(len(texts), tokens)
-        choice = choose(
+        decision = decide(
             "encode",
-            encoder_options(model, task.weights, dtype, device, room, wanted),
-            room,
-            task.steps_down,
+            task,
+            device,
+            dtype_name(dtype),
+            lambda room: encoder_options(model, task.weights, dtype, device, room, wanted),
             "" if task.weights in ("auto", "stream") else _OR_STREAM,
         )
-        weights = choice.option.strategy
+        weights = decision.strategy
         stored = "whole" if weights.name == "stream" else weights.name
         folder, note = prepared.fetch(model, "text_encoder", stored, dtype_name(dtype))
         reasons = [
-            f"weights {weights.name}: {choice.reason}",
+            f"weights {weights.name}: {decision.reason}",
             f"{dtype_name(dtype)}: {dtype_reason}",
             *([note] if note else []),
         ]
@@ -81,7 +80,7 @@ def encode(task: EncodeTask, on_progress: OnProgress = ignore) -> StageResult:
             weights,
             device,
             meter,
-            room,
+            decision.room,
             lambda loaded: _encode_all(
                 task, family, tokenizer, loaded, texts, on_progress, meter.mark
             ),
@@ -112,6 +111,8 @@ def encode(task: EncodeTask, on_progress: OnProgress = ignore) -> StageResult:
             **header.settings,
             "negative_prompts": list(dict.fromkeys(task.negative_prompts)),
         },
+        budget_bytes=decision.room.bytes if decision.room.asked else None,
+        predicted=decision.predicted,
     )
     return StageResult([Path(task.output)], items, report)
 

@@ -35,20 +35,28 @@ def need(
     read: int = 0,
     transferred: int = 0,
     repeats: int = 1,
+    overlaps: bool = False,
 ) -> Need:
     """What weights of these sizes and the work with them take on a device.
 
     Args:
         held: bytes of each tensor, or buffer, that weights have there.
         room: within which the allocator would have to work, if it can.
-        host, read, transferred: see `Need`; on a CPU nothing is transferred.
+        host, read, transferred, overlaps: see `Need`; on a CPU nothing is transferred.
         repeats: how often the work is done.
     """
     flops = repeats * traced.flops
     if device.type != "cuda":
         allocated = sum(held) + traced.activations
-        return Need(allocated, None, host, read, transferred, flops)
+        carried = 0 if device.type == "cpu" else transferred
+        return Need(allocated, None, host, read, carried, flops, overlaps)
     found = room.bytes and cuda_peaks(held, traced, CUBLAS_BYTES, room.bytes)
     peaks = found or cuda_peaks(held, traced, CUBLAS_BYTES)
     assert peaks is not None  # without a cap it always succeeds
-    return Need(peaks.allocated, peaks.reserved, host, read, transferred, flops)
+    return Need(peaks.allocated, peaks.reserved, host, read, transferred, flops, overlaps)
+
+
+def stored_bytes(model: Model, role: str, network: "nn.Module") -> int:
+    """Bytes of a component's files; where they are not here yet, as float32, which is published."""
+    found = sum(path.stat().st_size for path in model.local_files(role))
+    return found or 4 * sum(parameter.numel() for parameter in network.parameters())

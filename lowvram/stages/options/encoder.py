@@ -10,7 +10,7 @@ from lowvram.families.family import Family
 from lowvram.memory.plan import Option, Room
 from lowvram.memory.predict import Trace, Work, trace
 from lowvram.repository import Model
-from lowvram.stages.options.component import need, shapes
+from lowvram.stages.options.component import need, shapes, stored_bytes
 from lowvram.weights.checkpoint import Weights
 from lowvram.weights.quantized import Quantized
 from lowvram.weights.streamed import Streamed, fit
@@ -48,16 +48,17 @@ def encoder_options(
     """
     component = model.get_family().component("text_encoder")
     network = shapes(model, "text_encoder", dtype)
+    stored = stored_bytes(model, "text_encoder", network)
     traced = trace(network, encode_once(model.get_family(), texts.tokens), component.blocks)
     for weights in (Whole(dtype), Quantized(8, dtype), Quantized(4, dtype)):
         named = (
             (weights.name, "all") if weights.name in _NAMED_ONLY else (weights.name, "auto", "all")
         )
         if asked in named:
-            yield _resident(weights, network, traced, device, room, texts)
+            yield _resident(weights, network, traced, device, room, texts, stored)
     if asked in ("auto", "stream", "all"):
         stream = Streamed(dtype, component.blocks, parks=True)
-        yield from _streamed(stream, network, traced, device, room, texts)
+        yield from _streamed(stream, network, traced, device, room, texts, stored)
 
 
 def encode_once(family: Family, tokens: int) -> Work:
@@ -77,6 +78,7 @@ def _resident(
     device: torch.device,
     room: Room,
     texts: Texts,
+    stored: int,
 ) -> Option[Weights]:
     held = weights.sizes(network)
     if isinstance(weights, Quantized):
@@ -86,7 +88,7 @@ def _resident(
             activations=traced.activations + extra,
             events=((0, extra), *traced.events),
         )
-    took = need(held, traced, device, room, transferred=sum(held), repeats=texts.count)
+    took = need(held, traced, device, room, read=stored, transferred=sum(held), repeats=texts.count)
     return Option(weights, weights.name, took)
 
 
@@ -97,6 +99,7 @@ def _streamed(
     device: torch.device,
     room: Room,
     texts: Texts,
+    stored: int,
 ) -> Iterator[Option[Weights]]:
     """By blocks, then by matrices; as many texts at once as there is room for."""
     of_all = sum(Whole(stream.dtype).sizes(network))
@@ -122,7 +125,9 @@ def _streamed(
             device,
             room,
             host=on_host,
+            read=passes * stored,
             transferred=passes * of_all,
             repeats=texts.count,
+            overlaps=True,
         )
         yield Option(how, how.name, took, str(how))

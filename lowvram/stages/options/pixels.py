@@ -1,6 +1,7 @@
 """The ways of the VAE: whole, in strips, or in blended tiles."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from math import prod
 from typing import Any
 
@@ -14,11 +15,12 @@ from lowvram.pixels.strategy import Pixels
 from lowvram.pixels.strips import StripDecode, comfortable_room, least_room, maps_bytes
 from lowvram.pixels.whole import WholeDecode
 from lowvram.repository import Model
-from lowvram.stages.options.component import need, shapes
+from lowvram.stages.options.component import need, shapes, stored_bytes
 
 ENCODER_HALF = ("encoder", "quant_conv")  # of an AutoencoderKL: not needed to decode
 _TILE = 512  # px, the side of a tile when decoding blended; halved where it does not fit
 _LEAST_TILE = 64
+_PASSES = 4  # largest maps that are written and read again, roughly
 _OVERLAP = 0.25  # of a tile, diffusers' default
 
 
@@ -49,12 +51,20 @@ def pixels_options(
     whole: Option[Pixels] | None = None
     if asked in ("auto", "whole", "strips", "all"):
         traced = trace(vae, decode_once(shape, dtype), cudnn=device.type == "cuda")
-        took = need(weights, traced, device, room, transferred=sum(weights), repeats=batches)
+        took = need(
+            weights,
+            traced,
+            device,
+            room,
+            read=stored_bytes(model, "vae", vae),
+            transferred=sum(weights),
+            repeats=batches,
+        )
         whole = Option(WholeDecode(), "whole", took)
         if asked != "strips":
             yield whole
         if asked != "whole":
-            yield from _strips(vae, dtype, device, room, shape, sum(weights), took.flops)
+            yield from _strips(vae, dtype, device, room, shape, sum(weights), took)
     if asked in ("blended", "all"):
         yield from _blended(vae, dtype, device, room, shape, weights, batches)
 
@@ -75,7 +85,7 @@ def _strips(
     room: Room,
     shape: tuple[int, ...],
     weights: int,
-    flops: int,
+    whole: Need,
 ) -> Iterator[Option[Pixels]]:
     """As large as is fast, or as the room allows; then as small as can be."""
     scale = 2 ** (len(vae.config.block_out_channels) - 1)
@@ -86,7 +96,10 @@ def _strips(
     place = choose_place(maps, device.type)
     rooms = [room.bytes - weights if room.bytes else most, least]
     for own in dict.fromkeys(max(least, each) for each in rooms):
-        took = Need(weights + own, None, maps, 0, 2 * maps if device.type != "cpu" else 0, flops)
+        carried = 2 * _PASSES * maps if device.type != "cpu" else 0
+        took = replace(
+            whole, allocated=weights + own, reserved=None, host=maps, transferred=carried
+        )
         says = f"{show(weights + own)} at most, {place}"
         yield Option(StripDecode(own, place), "strips", took, says)
 

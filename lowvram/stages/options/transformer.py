@@ -12,7 +12,7 @@ from lowvram.families.family import Family
 from lowvram.memory.plan import Option, Room
 from lowvram.memory.predict import Work, trace
 from lowvram.repository import Model
-from lowvram.stages.options.component import need, shapes
+from lowvram.stages.options.component import need, shapes, stored_bytes
 from lowvram.stages.savings import LADDER, UNGUIDED, Savings, chunk_feed_forward, guided
 from lowvram.weights.checkpoint import Weights
 from lowvram.weights.lockstep import Lockstep
@@ -69,6 +69,7 @@ def transformer_options(
     network = shapes(model, "transformer", dtype)
     stream = Streamed(dtype, component.blocks, repeats=True)
     whole = Whole(dtype).sizes(network)
+    stored = stored_bytes(model, "transformer", network)
     names = ("whole", "stream") if asked in ("auto", "all") else (asked,)
     for name in names:
         for savings in LADDER if steps.guidance else UNGUIDED:
@@ -92,8 +93,10 @@ def transformer_options(
                 device,
                 room,
                 host=host if device.type != "cpu" else 0,
+                read=stored,
                 transferred=transferred,
                 repeats=steps.count,
+                overlaps=name == "stream",
             )
             yield Option(Placed(weights, savings), name, took, says)
 
