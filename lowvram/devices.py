@@ -27,6 +27,8 @@ def choose_device(name: str) -> "torch.device":
         device = torch.device(name)
         if device.type not in ("cpu", found and found.type):
             raise ValueError("not an accelerator that torch finds")
+        if device.type == "cuda" and device.index is not None:
+            torch.cuda.set_device(device)  # what asks for no device in particular gets this one
         torch.empty(1, device=device)
     except Exception as error:
         there = ["cpu"] if found is None else ["cpu", found.type]
@@ -58,7 +60,8 @@ def choose_dtype(
         return torch.float32, "CPUs compute float16 slowly"
     if default == "float16" and device.type == "mps":
         return torch.float32, "float16 overflows on MPS"
-    if default == "bfloat16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+    lacks = torch.cuda.is_available() and not torch.cuda.is_bf16_supported()
+    if default == "bfloat16" and device.type == "cuda" and lacks:
         return torch.float32, "this GPU has no bfloat16, and float16 overflows in T5"
     return getattr(torch, default), "the model's default"
 

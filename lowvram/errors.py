@@ -6,6 +6,7 @@ LowvramError                 1  anything below
 ├── ArtifactError            4  a file between the stages is wrong, truncated or foreign
 ├── DeviceError              5  no such device, or it cannot do what was asked
 ├── MemoryExhaustedError     6  the device or the machine ran out of memory
+│   └── NothingSmallerError  6  and there is no way of working left that takes less
 ├── StorageError             7  a file could not be written: no space, no permission
 ├── NonFiniteError           8  a stage computed NaN or infinity
 └── StageDiedError           9  a stage's process ended without an answer
@@ -53,6 +54,10 @@ class MemoryExhaustedError(LowvramError):
     """The device or the machine ran out of memory."""
 
     exit_code = 6
+
+
+class NothingSmallerError(MemoryExhaustedError):
+    """Out of memory, and there is no way of working left that takes less."""
 
 
 class StorageError(LowvramError):

@@ -11,7 +11,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from lowvram.errors import NO_SPACE, LowvramError, ModelError, first_line, storage_error
+from lowvram.errors import (
+    NO_SPACE,
+    LowvramError,
+    ModelError,
+    RequestError,
+    first_line,
+    storage_error,
+)
 
 PACKAGE = Path(__file__).parent
 
@@ -47,7 +54,19 @@ def user_cache() -> Path:
     from platformdirs import user_cache_dir
 
     named = os.environ.get("LOWVRAM_CACHE")
-    return Path(named).expanduser().absolute() if named else Path(user_cache_dir("lowvram", False))
+    return absolute(named) if named else Path(user_cache_dir("lowvram", False))
+
+
+def absolute(name: str | Path) -> Path:
+    """A folder that a user names, "~" for the home folder.
+
+    Raises:
+        RequestError: nobody has that home folder.
+    """
+    try:
+        return Path(name).expanduser().absolute()
+    except RuntimeError:
+        raise RequestError(f"{name} names no home folder: write the whole path") from None
 
 
 def hub_cache() -> Path:

@@ -14,6 +14,7 @@ stay. `stages/prepare.py` makes them. Imports no torch.
 
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
@@ -25,8 +26,10 @@ from typing import Any
 
 from lowvram import artifacts
 from lowvram.errors import NO_SPACE, RequestError, StorageError
-from lowvram.files import Source, user_cache
+from lowvram.files import Source, absolute, user_cache
 from lowvram.repository import Model
+
+log = logging.getLogger(__name__)
 
 WEIGHTS = ("bf16", "8bit", "4bit")  # as on the command line
 FORMAT_VERSION = 1
@@ -155,6 +158,15 @@ def read(folder: Path, wanted: Prepared) -> Prepared | None:
     return found
 
 
+def is_intact(folder: Path, made: Prepared) -> bool:
+    """Whether every file still has the bytes that were verified: reads them all."""
+    for name, facts in made.files.items():
+        with open(folder / name, "rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != facts["sha256"]:
+                return False
+    return True
+
+
 def list_prepared() -> list[Entry]:
     """Everything that was prepared here, what is unfinished or missing too."""
     entries = []
@@ -180,7 +192,7 @@ def remove(name: str | Path) -> int:
         RequestError: nothing of that name was prepared.
         StorageError: it is just being prepared, or cannot be deleted.
     """
-    names = {str(name), str(Path(name).expanduser().absolute())}
+    names = {str(name), str(absolute(name))}
     entries = [
         entry
         for entry in list_prepared()
@@ -223,7 +235,10 @@ def point(wanted: Prepared, target: Path) -> None:
         StorageError: the cache cannot be written.
     """
     own = place(wanted)
-    if target != own and _elsewhere(own) != target:
+    other = _elsewhere(own)
+    if target != own and other != target:
+        if other is not None and other.is_dir():
+            log.warning("%s stays and is used no more: lowvram prepare --remove %s", other, other)
         artifacts.write_bytes(_pointer(own), str(target).encode())
 
 
@@ -289,10 +304,13 @@ def storage_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        space = error.errno in NO_SPACE
+        where = Path(error.filename or path)
+        space = "free some space, or " if error.errno in NO_SPACE else ""
+        other = "choose another disk with --to"
+        if path.is_relative_to(cache_folder()):  # --to does without neither locks nor pointers
+            other = "set LOWVRAM_CACHE to a folder on another disk"
         raise StorageError(
-            f"prepare could not write {error.filename or path} ({error.strerror or error}): "
-            f"{'free some space, or ' if space else ''}choose another disk with --to"
+            f"prepare could not write {where} ({error.strerror or error}): {space}{other}"
         ) from None
 
 

@@ -2,10 +2,12 @@
 
 import json
 import logging
+import signal
 import subprocess
 import sys
-from collections.abc import Mapping
-from contextlib import suppress
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -81,12 +83,13 @@ class StageProcesses:
         # -P, because with -m the current folder comes first, and a torch.py there would be run;
         # this package may itself be run from a folder, so that one is added at the end.
         command = [sys.executable, "-P", "-c", _START, str(Path(__file__).parents[1])]
-        self._worker = subprocess.Popen(
-            command if self._fork else [*command, "--no-fork"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            encoding="utf-8",
-        )
+        with _interrupts_ignored():
+            self._worker = subprocess.Popen(
+                command if self._fork else [*command, "--no-fork"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                encoding="utf-8",
+            )
         return self._worker
 
     def _leave(self) -> None:
@@ -99,6 +102,22 @@ class StageProcesses:
             worker.stdin.close()
         worker.stdout.close()
         worker.wait()
+
+
+@contextmanager
+def _interrupts_ignored() -> Iterator[None]:
+    """A process that starts meanwhile ignores Ctrl-C from its first moment: we end it ourselves.
+
+    One that reaches us in these milliseconds is lost, and has to be typed again.
+    """
+    if threading.current_thread() is not threading.main_thread():  # only there it can be set
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _terminate(worker: "subprocess.Popen[str]") -> None:

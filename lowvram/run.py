@@ -4,25 +4,28 @@ What can be refused is refused before anything is loaded. Each stage's file is k
 that what failed can be done again from there. Imports no torch.
 """
 
+import itertools
+import logging
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lowvram import artifacts
-from lowvram.errors import LowvramError, RequestError
+from lowvram.errors import LowvramError, MemoryExhaustedError, NothingSmallerError, RequestError
 from lowvram.families.family import Size
 from lowvram.memory.report import table
-from lowvram.memory.report_files import SUFFIX, to_text
+from lowvram.memory.report_files import to_text
 from lowvram.processes import StageProcesses
 from lowvram.progress import OnProgress, ignore
 from lowvram.repository import DEFAULT_MODEL, Model, resolve
 from lowvram.request import (
-    AnyTask,
+    DecodeTask,
     DenoiseTask,
+    EncodeTask,
     resolve_decode,
     resolve_denoise,
     resolve_encode,
@@ -31,6 +34,10 @@ from lowvram.request import (
 from lowvram.stages.dispatch import STAGES, carry_out
 
 DEFAULT_FOLDER = Path("outputs")
+Tasks = tuple[EncodeTask, DenoiseTask, DecodeTask]
+Carry = Callable[[str, Mapping[str, Any], OnProgress], dict[str, Any]]
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -115,89 +122,175 @@ def run(
     Raises:
         LowvramError: see errors.py. What earlier stages made is kept, and the message names it.
     """
-    texts = [prompts] if isinstance(prompts, str) else list(prompts)
     with ExitStack() as stack:
         processes = None if in_process else stack.enter_context(StageProcesses())
-        found = resolve(model, revision)
-        picture = _picture_path(output, texts)
-        stem = picture.with_suffix("")
-        embeds, clean = (Path(f"{stem}{s}") for s in artifacts.SUFFIXES.values())
-        tasks: list[AnyTask] = [
-            resolve_encode(
-                texts,
-                found,
-                embeds,
-                negative_prompt=negative_prompt,
-                weights=encoder_weights,
-                dtype=_encoder_dtype(found, dtype),
-                device=device,
-                clean_caption=clean_caption,
-                padding=padding,
-                max_tokens=max_tokens,
-                vram=vram,
-                stage_budget=stage_budget,
-            ),
-            resolve_denoise(
-                embeds,
-                found,
-                clean,
-                prompts=len(texts),
-                seed=seed,
-                images_per_prompt=images_per_prompt,
-                steps=steps,
-                timesteps=timesteps,
-                sigmas=sigmas,
-                guidance_scale=guidance_scale,
-                size=size,
-                binning=binning,
-                eta=eta,
-                latents=latents,
-                weights=transformer_weights,
-                dtype=dtype,
-                device=device,
-                batch_size=batch_size,
-                vram=vram,
-                stage_budget=stage_budget,
-            ),
-            resolve_decode(
-                clean,
-                found,
-                picture,
-                decode=decode,
-                dtype=dtype,
-                device=device,
-                batch_size=batch_size,
-                vram=vram,
-                stage_budget=stage_budget,
-            ),
-        ]
+        texts = [prompts] if isinstance(prompts, str) else list(prompts)
+        tasks = resolve_run(
+            prompts,
+            resolve(model, revision),
+            picture_path(output, texts),
+            negative_prompt=negative_prompt,
+            encoder_weights=encoder_weights,
+            transformer_weights=transformer_weights,
+            decode=decode,
+            vram=vram,
+            stage_budget=stage_budget,
+            clean_caption=clean_caption,
+            padding=padding,
+            max_tokens=max_tokens,
+            seed=seed,
+            images_per_prompt=images_per_prompt,
+            steps=steps,
+            timesteps=timesteps,
+            sigmas=sigmas,
+            guidance_scale=guidance_scale,
+            size=size,
+            binning=binning,
+            eta=eta,
+            latents=latents,
+            dtype=dtype,
+            device=device,
+            batch_size=batch_size,
+        )
         results = _run_stages(tasks, processes, on_progress)
-    return _finish(results, embeds, clean, Path(f"{stem}{SUFFIX}"))
+    return _finish(results, tasks)
+
+
+def resolve_run(
+    prompts: str | Sequence[str],
+    model: Model,
+    picture: Path,
+    *,
+    negative_prompt: str | Sequence[str] = "",
+    encoder_weights: str = "auto",
+    transformer_weights: str = "auto",
+    decode: str = "auto",
+    vram: int | None = None,
+    stage_budget: int | None = None,
+    clean_caption: bool = True,
+    padding: str = "none",
+    max_tokens: int | None = None,
+    seed: int | Sequence[int] = 0,
+    images_per_prompt: int | None = None,
+    steps: int | None = None,
+    timesteps: Sequence[int] | None = None,
+    sigmas: Sequence[float] | None = None,
+    guidance_scale: float | None = None,
+    size: Size | tuple[int, int] | None = None,
+    binning: bool = True,
+    eta: float = 0.0,
+    latents: str | Path | None = None,
+    dtype: str = "auto",
+    device: str = "auto",
+    batch_size: int = 1,
+) -> Tasks:
+    """Check what was asked of the three stages. Arguments: `request.resolve_*`.
+
+    Args:
+        picture: x.png; the files in between lie beside it.
+
+    Raises:
+        RequestError: names the value and the way out.
+    """
+    texts = [prompts] if isinstance(prompts, str) else list(prompts)
+    embeds, clean = (Path(f"{picture.with_suffix('')}{s}") for s in artifacts.SUFFIXES.values())
+    return (
+        resolve_encode(
+            texts,
+            model,
+            embeds,
+            negative_prompt=negative_prompt,
+            weights=encoder_weights,
+            dtype=_encoder_dtype(model, dtype),
+            device=device,
+            clean_caption=clean_caption,
+            padding=padding,
+            max_tokens=max_tokens,
+            vram=vram,
+            stage_budget=stage_budget,
+        ),
+        resolve_denoise(
+            embeds,
+            model,
+            clean,
+            prompts=len(texts),
+            seed=seed,
+            images_per_prompt=images_per_prompt,
+            steps=steps,
+            timesteps=timesteps,
+            sigmas=sigmas,
+            guidance_scale=guidance_scale,
+            size=size,
+            binning=binning,
+            eta=eta,
+            latents=latents,
+            weights=transformer_weights,
+            dtype=dtype,
+            device=device,
+            batch_size=batch_size,
+            vram=vram,
+            stage_budget=stage_budget,
+        ),
+        resolve_decode(
+            clean,
+            model,
+            picture,
+            decode=decode,
+            dtype=dtype,
+            device=device,
+            batch_size=batch_size,
+            vram=vram,
+            stage_budget=stage_budget,
+        ),
+    )
 
 
 def _run_stages(
-    tasks: Sequence[AnyTask],
+    tasks: Tasks,
     processes: StageProcesses | None,
     on_progress: OnProgress,
 ) -> list[dict[str, Any]]:
     """The result of each stage; an error says what is kept and how to go on."""
     carry = processes.run if processes is not None else carry_out
-    denoise = tasks[1]
-    if isinstance(denoise, DenoiseTask) and denoise.asks_the_scheduler:
-        carry("check", to_json(denoise), on_progress)
+    if tasks[1].asks_the_scheduler:
+        carry("check", to_json(tasks[1]), on_progress)
+    if tasks[0].vram or tasks[0].stage_budget:  # what cannot fit is refused before any load
+        every = zip(STAGES, (to_json(task) for task in tasks), strict=True)
+        carry("plan", dict(every), on_progress)
     results: list[dict[str, Any]] = []
-    for stage, task in zip(STAGES, tasks, strict=True):
+    for stage, task in zip(STAGES, (to_json(task) for task in tasks), strict=True):
         try:
-            results.append(carry(stage, to_json(task), on_progress))
+            results.append(_stepping_down(stage, task, carry, on_progress))
         except LowvramError as error:
             if not results:
                 raise
             kept = results[-1]["paths"][0]
             raise type(error)(
-                f"{error} (kept: {kept}; go on from it with "
-                f"{shlex.join(['lowvram', stage, kept])} and the same options)"
+                f"{error} (kept: {kept}; go on from it with {shlex.join(['lowvram', stage, kept])}"
+                f" and the options of that stage)"
             ) from None
     return results
+
+
+def _stepping_down(
+    stage: str, task: dict[str, Any], carry: Carry, on_progress: OnProgress
+) -> dict[str, Any]:
+    """A stage's result, by a way of working that takes less after each out-of-memory.
+
+    Raises:
+        MemoryExhaustedError: there is none that takes less.
+    """
+    first: MemoryExhaustedError | None = None
+    for steps_down in itertools.count():
+        try:
+            return carry(stage, {**task, "steps_down": steps_down}, on_progress)
+        except NothingSmallerError:
+            assert first is not None  # it says that something has run out before
+            raise first from None
+        except MemoryExhaustedError as error:
+            first = first or error
+            log.warning("%s: trying what takes less", error)
+    raise AssertionError("unreachable")
 
 
 def _encoder_dtype(model: Model, asked: str) -> str:
@@ -205,7 +298,9 @@ def _encoder_dtype(model: Model, asked: str) -> str:
     return "auto" if asked == model.get_family().component("text_encoder").overflows_in else asked
 
 
-def _finish(results: list[dict[str, Any]], embeds: Path, latents: Path, report: Path) -> RunResult:
+def _finish(results: list[dict[str, Any]], tasks: Tasks) -> RunResult:
+    embeds, latents = Path(tasks[0].output), Path(tasks[1].output)
+    report = Path(tasks[2].output).with_suffix(".report.json")
     decoded = results[-1]
     images = [
         Picture(
@@ -224,7 +319,7 @@ def _finish(results: list[dict[str, Any]], embeds: Path, latents: Path, report: 
     return result
 
 
-def _picture_path(output: str | Path | None, prompts: Sequence[str]) -> Path:
+def picture_path(output: str | Path | None, prompts: Sequence[str]) -> Path:
     """Where the picture goes: as named, or a new name made of the prompt."""
     if output is not None and Path(output).suffix.lower() == ".png":
         return Path(output)

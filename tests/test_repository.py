@@ -143,6 +143,6 @@ def test_damaged_weights_are_named(tiny: Path, tmp_path: Path) -> None:
     folder = tmp_path / "model"
     shutil.copytree(tiny, folder)
     next((folder / "vae").glob("*.safetensors")).write_bytes(b"\x08\0\0\0\0\0\0\0nonsense")
-    with pytest.raises(errors.ModelError, match=r"vae cannot be loaded .*make it again"):
+    with pytest.raises(errors.ModelError, match=r"vae cannot be loaded .*prepare it again"):
         lowvram.run("a cat", str(folder), tmp_path / "x.png", steps=1, in_process=True)
     assert (tmp_path / "x.latents.safetensors").exists()

@@ -115,7 +115,7 @@ def test_copies_ahead_are_counted(
 ) -> None:
     """Each pass of the true VAE, in strips of 2 and 6 rows; the libraries' workspace aside."""
     monkeypatch.setattr(room, "_workspace", lambda *_: 0)
-    monkeypatch.setattr(room, "_matmul_workspace", lambda: 0)
+    monkeypatch.setattr(room, "_matmul_workspace", lambda _: 0)
     rates = room.Rates(dtype.itemsize, "cuda")
     with torch.no_grad(), fake_device() as device:
         with device:

@@ -29,6 +29,7 @@ for command in (
     stages.denoise,
     stages.decode,
     stages.run,
+    stages.plan,
     tools.prepare,
     tools.report,
     tools.doctor,

@@ -1,7 +1,9 @@
-"""The commands that make pictures: each stage alone, and `run` for all three."""
+"""The commands that make pictures: each stage alone, `run` for all three, and `plan` before it."""
 
+import inspect
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -41,6 +43,20 @@ from lowvram.cli.output import beside, print_json, print_stage, showing_progress
 from lowvram.memory.budget import parse_bytes
 from lowvram.repository import DEFAULT_MODEL
 from lowvram.request import TRANSFORMER_WEIGHTS, WEIGHTS
+
+_AS_THEY_ARE = (
+    "encoder_weights",
+    "transformer_weights",
+    "padding",
+    "max_tokens",
+    "steps",
+    "binning",
+    "eta",
+    "latents",
+    "dtype",
+    "device",
+    "batch_size",
+)
 
 
 def encode(
@@ -237,33 +253,13 @@ def run(
     """
     from lowvram.run import run as run_stages
 
+    arguments = _for_run(locals())
     with showing_progress(loads_here=in_process) as on_progress:
         result = run_stages(
             prompts,
             model,
             output,
-            negative_prompt=negative,
-            encoder_weights=encoder_weights,
-            transformer_weights=transformer_weights,
-            decode=pixels,
-            vram=parse_bytes("--vram", vram),
-            stage_budget=parse_bytes("--stage-budget", stage_budget),
-            clean_caption=clean,
-            padding=padding,
-            max_tokens=max_tokens,
-            seed=parse_seeds(seed),
-            images_per_prompt=images,
-            steps=steps,
-            timesteps=None if timesteps is None else parse_numbers("--timesteps", timesteps, int),
-            sigmas=None if sigmas is None else parse_numbers("--sigmas", sigmas, float),
-            guidance_scale=guidance,
-            size=None if size is None else parse_size(size),
-            binning=binning,
-            eta=eta,
-            latents=latents,
-            dtype=dtype,
-            device=device,
-            batch_size=batch_size,
+            **arguments,
             revision=revision,
             in_process=in_process,
             on_progress=on_progress,
@@ -274,3 +270,72 @@ def run(
         for image in result.images:
             print(image.path)
         print(f"\n{result.table()}")
+
+
+def plan(every: bool, as_json: bool, device: str, **arguments: Any) -> None:
+    """What each stage of a run would hold, read and take, before anything is downloaded or loaded.
+
+    \b
+    lowvram plan "a cactus with a happy face" --vram 4GiB
+    lowvram plan "a cactus with a happy face" --size 2048x2048 -m pixart-sigma-2k --vram 2GiB --all
+
+    From the configuration files alone. Takes the arguments of run; with --vram for a CUDA card of
+    that budget, whether there is one here or not, unless --device says otherwise.
+    """
+    from lowvram.cli.plans import as_document, as_table
+    from lowvram.repository import resolve
+    from lowvram.run import picture_path, resolve_run
+    from lowvram.terminal import quiet_environment
+
+    quiet_environment()
+    model = resolve(arguments.pop("model"), arguments.pop("revision"))
+    prompts = arguments.pop("prompts")
+    tasks = resolve_run(
+        prompts, model, picture_path(None, prompts), **_for_run({**arguments, "device": device})
+    )
+    from lowvram.stages import plan as planning  # imports torch
+
+    there = planning.device_to_plan_for(device, tasks[0].vram)
+    rows = planning.plan(*tasks, there, every)
+    if as_json:
+        print_json(as_document(rows, str(there)))
+    else:
+        print(as_table(rows, str(there)))
+
+
+def _signature_of_plan() -> inspect.Signature:
+    """The arguments of `run`, without those about its output, and two of its own."""
+    shared = inspect.signature(run).parameters
+    own = {
+        "every": Annotated[bool, typer.Option("--all", help="Every way, also what does not fit.")],
+        "as_json": AsJson,
+    }
+    kept = [p for name, p in shared.items() if name not in ("output", "in_process", "as_json")]
+    kept += [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=kind)
+        for name, kind in own.items()
+    ]
+    return inspect.Signature(kept)
+
+
+plan.__signature__ = _signature_of_plan()  # type: ignore[attr-defined]
+plan.__annotations__ = {p.name: p.annotation for p in _signature_of_plan().parameters.values()}
+
+
+def _for_run(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The command line's words as the keyword arguments of `run.resolve_run`."""
+    size, timesteps, sigmas = given["size"], given["timesteps"], given["sigmas"]
+    return {
+        "negative_prompt": given["negative"],
+        "decode": given["pixels"],
+        "vram": parse_bytes("--vram", given["vram"]),
+        "stage_budget": parse_bytes("--stage-budget", given["stage_budget"]),
+        "clean_caption": given["clean"],
+        "seed": parse_seeds(given["seed"]),
+        "images_per_prompt": given["images"],
+        "timesteps": None if timesteps is None else parse_numbers("--timesteps", timesteps, int),
+        "sigmas": None if sigmas is None else parse_numbers("--sigmas", sigmas, float),
+        "guidance_scale": given["guidance"],
+        "size": None if size is None else parse_size(size),
+        **{name: given[name] for name in _AS_THEY_ARE},
+    }

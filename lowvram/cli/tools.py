@@ -47,6 +47,10 @@ def prepare(
 
     if (model is not None) + show + (remove is not None) != 1:
         raise errors.RequestError("name a model to prepare, or use --list or --remove NAME")
+    if model is None and (to is not None or revision is not None or weights != "bf16"):
+        raise errors.RequestError(
+            "--weights, --to and --revision are for preparing a model: leave them out here"
+        )
     if remove is not None:
         freed = prepared.remove(remove)
         if as_json:

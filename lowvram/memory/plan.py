@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from lowvram.errors import MemoryExhaustedError, RequestError
+from lowvram.errors import NothingSmallerError, RequestError
 from lowvram.memory.rates import Rates
 
 S = TypeVar("S")
@@ -69,12 +69,18 @@ class Option(Generic[S]):
     Attributes:
         name: as on the command line.
         says: the details of it, for people; "" for none.
+        lossy: whether it changes the picture: then it is taken only where it is named.
     """
 
     strategy: S
     name: str
     need: Need
     says: str = ""
+    lossy: bool = False
+
+    def is_allowed(self, asked: str) -> bool:
+        """Whether who asks for "auto", or for a name, may get it."""
+        return self.name == asked or (asked == "auto" and not self.lossy)
 
     def __str__(self) -> str:
         return f"{self.name}, {self.says}" if self.says else self.name
@@ -121,7 +127,7 @@ def choose(
 
     Raises:
         RequestError: none fits; names the smallest, and the room that it needs.
-        MemoryExhaustedError: none is left that is smaller.
+        NothingSmallerError: none is left that is smaller.
     """
     passed: list[Option[S]] = []
     tried = 0
@@ -136,10 +142,6 @@ def choose(
     if tried:
         raise NothingSmallerError(f"{stage} has no way of working left that takes less")
     raise _too_small(stage, passed, room, way_out)
-
-
-class NothingSmallerError(MemoryExhaustedError):
-    """The bottom of the ladder has run out of memory too."""
 
 
 def _reason(option: Option[S], passed: Sequence[Option[S]], room: Room, steps_down: int) -> str:

@@ -35,12 +35,14 @@ class Trace:
         parked: bytes of tensors between two blocks; 0 where there are none.
         flops: floating-point operations of matrix products, convolutions and attention.
         events: the allocations in order.
+        result: shape of what the work returns; empty where that is no tensor.
     """
 
     activations: int
     parked: int
     flops: int
     events: tuple[Event, ...]
+    result: tuple[int, ...] = ()
 
 
 def trace(network: nn.Module, work: Work, blocks: str = "", cudnn: bool = False) -> Trace:
@@ -64,9 +66,13 @@ def trace(network: nn.Module, work: Work, blocks: str = "", cudnn: bool = False)
         with torch.inference_mode(), _Tracing(device.type, cudnn) as live:
             if scale:
                 live.watch(network.get_submodule(f"{blocks}.{_TRACED_BLOCKS - 1}"))
-            work(network, device)
+            result = work(network, device)
     return Trace(
-        live.peak, live.parked, live.flops + scale * live.flops_in_block, tuple(live.events)
+        live.peak,
+        live.parked,
+        live.flops + scale * live.flops_in_block,
+        tuple(live.events),
+        tuple(result.shape) if isinstance(result, Tensor) else (),
     )
 
 

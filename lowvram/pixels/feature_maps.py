@@ -125,6 +125,7 @@ class _PinnedStore(Store):
     def __init__(self) -> None:
         self._lent: dict[int, Tensor] = {}  # by address
         self._free: list[Tensor] = []
+        self._locked: set[int] = set()  # addresses that were registered
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """The smallest free memory that suffices, or new memory in place of all that is free."""
@@ -134,8 +135,10 @@ class _PinnedStore(Store):
             memory = self._free.pop(min(enough, key=lambda index: self._free[index].nbytes))
         else:
             self._unpin_free()
-            memory = torch.empty(size, dtype=torch.uint8)
-            _register(memory)
+            # Anonymous mappings begin at a page of their own: two maps never share one.
+            memory = torch.frombuffer(mmap.mmap(-1, max(1, size)), dtype=torch.uint8)
+            if _register(memory):
+                self._locked.add(memory.data_ptr())
         self._lent[memory.data_ptr()] = memory
         return memory[:size].view(dtype).view(shape)
 
@@ -152,21 +155,23 @@ class _PinnedStore(Store):
     def _unpin_free(self) -> None:
         while self._free:
             memory = self._free.pop()
-            if memory.is_pinned():
+            if memory.data_ptr() in self._locked:
+                self._locked.remove(memory.data_ptr())
                 torch.cuda.cudart().cudaHostUnregister(memory.data_ptr())
 
 
-def _register(memory: Tensor) -> None:
+def _register(memory: Tensor) -> bool:
     """Lock the pages; where the system does not allow that much, copies are slower but right."""
     code = torch.cuda.cudart().cudaHostRegister(memory.data_ptr(), memory.nbytes, 0)
     if int(code) == 0:
-        return
+        return True
     log.warning("cannot pin %.1f GB (CUDA error %d): copies will wait", memory.nbytes / 1e9, code)
     try:  # CUDA reports the failure once more at the next kernel: let that be this one
         torch.zeros(1, device="cuda").add_(1)
         torch.cuda.synchronize()
     except RuntimeError:
         log.debug("CUDA repeated the failure")
+    return False
 
 
 class _DiskStore(Store):

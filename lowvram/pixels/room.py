@@ -148,7 +148,8 @@ def conv_bytes(one: ConvPass, rows: int, rates: Rates) -> int:
         written + rows * out_line * rates.copied,  # made one block, to be copied
     ]
     norm = 2 * source.channels * _FLOAT if one.norm is not None else 0
-    return max(phases) + ahead + norm + _small(one, _ceil(target.height, rows))
+    small = norm + _small(one, _ceil(target.height, rows))
+    return max(phases) + ahead + small + _matmul_workspace(rates)
 
 
 def attention_bytes(one: AttentionPass, cut: Chunks, rates: Rates) -> int:
@@ -172,8 +173,8 @@ def attention_bytes(one: AttentionPass, cut: Chunks, rates: Rates) -> int:
     if cut.resident:
         constants += 2 * one.source.size * item
     if rates.device_type == "cuda":
-        constants += strip * item + 3 * chunk + _matmul_workspace()
-    return max(phases) + constants
+        constants += strip * item + 3 * chunk
+    return max(phases) + constants + _matmul_workspace(rates)
 
 
 def _least_conv(one: ConvPass, rates: Rates) -> int:
@@ -244,8 +245,10 @@ def _workspace(one: ConvPass, held: int, written: int, rates: Rates) -> int:
     return held + written if rates.itemsize < _FLOAT else max(held, written)
 
 
-def _matmul_workspace() -> int:
-    """What cuBLAS takes at its first use: torch's default, which depends on the GPU."""
+def _matmul_workspace(rates: Rates) -> int:
+    """What cuBLAS takes at its first use, and then keeps: torch's default for the GPU in use."""
+    if rates.device_type != "cuda":
+        return 0
     hopper = torch.cuda.is_available() and torch.cuda.get_device_capability()[0] >= 9
     return (32 << 20) if hopper else (8 << 20) + (128 << 10)
 

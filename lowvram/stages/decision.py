@@ -59,4 +59,8 @@ def decide(
 
 def rates_of(device: "torch.device") -> Rates:
     """As measured on this machine, else assumed."""
-    return recall(str(device)) or assumed(device.type)
+    import torch
+
+    found = torch.accelerator.current_accelerator(check_available=True)
+    here = device.type in ("cpu", found and found.type)  # a plan may be for another card
+    return (recall(str(device)) if here else None) or assumed(device.type)

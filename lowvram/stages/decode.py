@@ -53,7 +53,9 @@ def decode(task: DecodeTask, on_progress: OnProgress = ignore) -> StageResult:
         task,
         device,
         dtype_name(dtype),
-        lambda room: pixels_options(model, task.decode, dtype, device, room, shape, batches),
+        lambda room: pixels_options(
+            model, task.decode, dtype, device, room, shape, batches, Path(task.output).parent
+        ),
         _OR_STRIPS if task.decode in ("whole", "blended") else "",
     )
     pixels = decision.strategy

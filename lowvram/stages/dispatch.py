@@ -10,14 +10,20 @@ from lowvram.stages.denoise import check, denoise
 from lowvram.stages.encode import encode
 
 STAGES = ("encode", "denoise", "decode")
+_TASKS = {
+    "encode": request.EncodeTask,
+    "denoise": request.DenoiseTask,
+    "decode": request.DecodeTask,
+}
 
 
 def carry_out(stage: str, task: Mapping[str, Any], on_progress: OnProgress) -> dict[str, Any]:
     """Run one stage in this process.
 
     Args:
-        stage: "encode", "denoise" or "decode"; or "check", for whether a denoise task can be done.
-        task: the stage's task as `request.to_json` gives it.
+        stage: "encode", "denoise" or "decode"; or "check", for whether a denoise task can be done,
+            or "plan", for whether all three keep within their budgets.
+        task: the stage's task as `request.to_json` gives it; for "plan" those of all, by stage.
 
     Returns:
         `StageResult` as JSON types: "paths", "items", "report".
@@ -27,6 +33,11 @@ def carry_out(stage: str, task: Mapping[str, Any], on_progress: OnProgress) -> d
     """
     if stage == "check":
         check(request.from_json(request.DenoiseTask, task))
+        return {}
+    if stage == "plan":
+        from lowvram.stages.plan import check_budget
+
+        check_budget(*(request.from_json(kind, task[name]) for name, kind in _TASKS.items()))
         return {}
     if stage == "encode":
         result = encode(request.from_json(request.EncodeTask, task), on_progress)

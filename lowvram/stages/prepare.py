@@ -31,6 +31,7 @@ from lowvram.errors import (
     is_out_of_memory,
 )
 from lowvram.families.family import Component
+from lowvram.files import absolute
 from lowvram.prepared import Prepared
 from lowvram.progress import OnProgress, Progress, ignore
 from lowvram.repository import Model
@@ -142,7 +143,7 @@ def _make(
 ) -> Prepared:
     """What is there already, or else made now; other processes wait for it."""
     title = wanted.role.replace("_", " ")
-    target = prepared.place(wanted, to and to.expanduser().absolute())
+    target = prepared.place(wanted, to and absolute(to))
     on_wait = Progress("prepare", f"waiting for another process to finish the {title}")
     with _out_of_memory_named(title), prepared.locked(target, on_wait=lambda: on_progress(on_wait)):
         if to is None:
@@ -150,6 +151,9 @@ def _make(
         else:
             there = target
         found = prepared.read(there, wanted) if there else None
+        if found is not None and not prepared.is_intact(there or target, found):
+            log.warning("the %s at %s is damaged: made again", title, there)
+            found, target = None, there or target
         if found is not None:
             prepared.point(wanted, target)
             log.info("the %s is prepared already: %s", title, there)

@@ -123,7 +123,7 @@ def broken_files_named(folder: Path) -> Iterator[None]:
         if is_out_of_memory(error) or isinstance(error, ModelError):
             raise
         raise ModelError(
-            f"{folder} cannot be loaded ({first_line(error)[:200]}): download or make it again"
+            f"{folder} cannot be loaded ({first_line(error)[:200]}): download or prepare it again"
         ) from None
 
 
@@ -136,7 +136,7 @@ def check_complete(model: "nn.Module", missing: list[str], folder: Path) -> None
     if missing:
         raise ModelError(
             f"{folder} lacks {len(missing)} weights of {type(model).__name__} "
-            f"({missing[0]}, …): download or make it again"
+            f"({missing[0]}, …): download or prepare it again"
         )
 
 

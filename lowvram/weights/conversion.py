@@ -144,7 +144,7 @@ class Conversion:
         if shape != tuple(empty.shape):
             raise ModelError(
                 f"{self._folder} holds {stored} of shape {list(shape)}, but its config.json "
-                f"says {list(empty.shape)}: download or make it again"
+                f"says {list(empty.shape)}: download or prepare it again"
             )
         if self._quantiser is not None and self._quantiser.takes(name):
             return self._quantiser.planned(name, shape)

@@ -158,10 +158,11 @@ class CopyingLane:
         self._pinned = device.type == "cuda"
         self._stream = torch.cuda.Stream(device) if self._pinned else None
         self._kept: dict[int, Tensor] | None = {} if keep else None
+        # Slots first: where they do not fit, nothing is pinned yet that would stay so.
+        self._slots = [torch.empty(largest, dtype=torch.uint8, device=device) for _ in range(slots)]
         self._ring = [] if keep else [self._host(largest) for _ in range(2)]
         self._copied: list[Any] = [None, None]  # when the last copy out of a ring buffer ended
         self._turn = 0
-        self._slots = [torch.empty(largest, dtype=torch.uint8, device=device) for _ in range(slots)]
         self._freed: list[Any] = [None] * slots  # when the computation was done with a slot
         if self._stream is not None:  # what used this memory before us ends first
             self._stream.wait_stream(torch.cuda.current_stream(device))

@@ -34,6 +34,7 @@ class Pump:
         """
         item = self._ready.get()
         if isinstance(item, BaseException):
+            self._ready.put(item)  # nothing follows it: whoever asks again gets it too
             raise item
         found, sent, slot = item
         if found != index:

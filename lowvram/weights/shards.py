@@ -140,7 +140,7 @@ def _files(folder: Path) -> list[Path]:
     named = [folder / name for name in _NAMES if (folder / name).is_file()]
     found = named or sorted(folder.glob("*.safetensors"))
     if not found:
-        raise ModelError(f"{folder} has no .safetensors file: download or make it again")
+        raise ModelError(f"{folder} has no .safetensors file: download or prepare it again")
     return found[:1]
 
 
@@ -169,7 +169,7 @@ def _header(path: Path) -> dict[str, Stored]:
                 end - begin,
             )
     except (struct.error, ValueError, KeyError, TypeError, AttributeError):
-        raise ModelError(f"{path} is no safetensors file: download or make it again") from None
+        raise ModelError(f"{path} is no safetensors file: download or prepare it again") from None
     return found
 
 
@@ -184,4 +184,4 @@ def _fill(file: "object", out: Tensor, path: Path) -> None:
 
 
 def _truncated(path: Path) -> ModelError:
-    return ModelError(f"{path} is truncated: download or make it again")
+    return ModelError(f"{path} is truncated: download or prepare it again")

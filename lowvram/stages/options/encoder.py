@@ -89,7 +89,7 @@ def _resident(
             events=((0, extra), *traced.events),
         )
     took = need(held, traced, device, room, read=stored, transferred=sum(held), repeats=texts.count)
-    return Option(weights, weights.name, took)
+    return Option(weights, weights.name, took, lossy=weights.name in _NAMED_ONLY)
 
 
 def _streamed(

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import replace
 from math import prod
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,6 +33,7 @@ def pixels_options(
     room: Room,
     shape: tuple[int, ...],
     batches: int = 1,
+    folder: Path | None = None,
 ) -> Iterator[Option[Pixels]]:
     """Fastest first.
 
@@ -40,11 +42,14 @@ def pixels_options(
         room: to which strips and tiles fit themselves.
         shape: of the latents of a batch.
         batches: how many there are.
+        folder: for feature maps that have to lie on a disk; None for the system's temporary one,
+            which on some systems is in RAM.
 
     Raises:
         RequestError: not for this VAE.
     """
     vae = shapes(model, "vae", dtype)
+    stored = stored_bytes(model, "vae", vae)
     for half in ENCODER_HALF:
         setattr(vae, half, None)
     weights = sizes_of([*vae.parameters(), *vae.buffers()])
@@ -56,7 +61,7 @@ def pixels_options(
             traced,
             device,
             room,
-            read=stored_bytes(model, "vae", vae),
+            read=stored,
             transferred=sum(weights),
             repeats=batches,
         )
@@ -64,9 +69,9 @@ def pixels_options(
         if asked != "strips":
             yield whole
         if asked != "whole":
-            yield from _strips(vae, dtype, device, room, shape, sum(weights), took)
+            yield from _strips(vae, dtype, device, room, shape, sum(weights), took, folder)
     if asked in ("blended", "all"):
-        yield from _blended(vae, dtype, device, room, shape, weights, batches)
+        yield from _blended(vae, dtype, device, room, shape, weights, batches, stored)
 
 
 def decode_once(latents: tuple[int, ...], dtype: torch.dtype) -> Work:
@@ -86,6 +91,7 @@ def _strips(
     shape: tuple[int, ...],
     weights: int,
     whole: Need,
+    folder: Path | None,
 ) -> Iterator[Option[Pixels]]:
     """As large as is fast, or as the room allows; then as small as can be."""
     scale = 2 ** (len(vae.config.block_out_channels) - 1)
@@ -93,12 +99,16 @@ def _strips(
     least = least_room(vae, height, width, dtype, device.type)
     most = max(least, comfortable_room(vae, height, width, dtype, device.type))
     maps = maps_bytes(vae, height, width, dtype)
-    place = choose_place(maps, device.type)
+    place = choose_place(maps, device.type, folder)
     rooms = [room.bytes - weights if room.bytes else most, least]
     for own in dict.fromkeys(max(least, each) for each in rooms):
         carried = 2 * _PASSES * maps if device.type != "cpu" else 0
         took = replace(
-            whole, allocated=weights + own, reserved=None, host=maps, transferred=carried
+            whole,
+            allocated=weights + own,
+            reserved=weights + own if device.type == "cuda" else None,
+            host=maps,
+            transferred=carried,
         )
         says = f"{show(weights + own)} at most, {place}"
         yield Option(StripDecode(own, place), "strips", took, says)
@@ -112,6 +122,7 @@ def _blended(
     shape: tuple[int, ...],
     weights: list[int],
     batches: int,
+    stored: int,
 ) -> Iterator[Option[Pixels]]:
     """In tiles of 512 px, and smaller ones."""
     scale = 2 ** (len(vae.config.block_out_channels) - 1)
@@ -143,7 +154,15 @@ def _blended(
                 (-999, picture),
             ),
         )
-        took = need(weights, joined, device, room, transferred=sum(weights), repeats=batches)
+        took = need(
+            weights,
+            joined,
+            device,
+            room,
+            read=stored,
+            transferred=sum(weights),
+            repeats=batches,
+        )
         says = f"tiles of {tile} px, not the same pixels as whole"
-        yield Option(BlendedDecode(tile, _OVERLAP), "blended", took, says)
+        yield Option(BlendedDecode(tile, _OVERLAP), "blended", took, says, lossy=True)
         tile //= 2
