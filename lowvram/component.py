@@ -66,6 +66,7 @@ def use(
 
     loaded = None
     before = tensors_on(device)
+    gc.freeze()  # what is there already need not be searched at the release: half a second
     try:
         with torch.inference_mode(), capped(device, room):
             model_class = find_class(class_name)  # imports for seconds: not part of loading
@@ -89,6 +90,8 @@ def use(
         loaded = None  # drops the last reference
         flush(device)
         raise
+    finally:
+        gc.unfreeze()
     left = [name for name, tensor in watched.items() if tensor() is not None]
     return Used(result, size, left, left_tensors(device, before, watched))
 

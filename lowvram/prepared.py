@@ -263,7 +263,7 @@ def locked(
 
     digest = hashlib.sha256(str(target.absolute()).encode()).hexdigest()
     path = cache_folder() / ".locks" / f"{digest[:16]}.lock"
-    with storage_errors(path):
+    with storage_errors(path, "LOWVRAM_CACHE"):
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path)
         try:
@@ -295,8 +295,11 @@ def forget(target: Path) -> None:
 
 
 @contextmanager
-def storage_errors(path: Path) -> Iterator[None]:
+def storage_errors(path: Path, option: str = "--to") -> Iterator[None]:
     """Turn what the system says of a full disk or a folder that cannot be written into one line.
+
+    Args:
+        option: with which another place is named.
 
     Raises:
         StorageError: names the file.
@@ -304,13 +307,10 @@ def storage_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        where = Path(error.filename or path)
         space = "free some space, or " if error.errno in NO_SPACE else ""
-        other = "choose another disk with --to"
-        if path.is_relative_to(cache_folder()):  # --to does without neither locks nor pointers
-            other = "set LOWVRAM_CACHE to a folder on another disk"
         raise StorageError(
-            f"prepare could not write {where} ({error.strerror or error}): {space}{other}"
+            f"prepare could not write {error.filename or path} ({error.strerror or error}): "
+            f"{space}choose another disk with {option}"
         ) from None
 
 

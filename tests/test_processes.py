@@ -80,7 +80,9 @@ def test_a_failed_decode_costs_nothing_before_it(
 
     monkeypatch.setattr(WholeDecode, "decode", full)
     with pytest.raises(errors.MemoryExhaustedError) as caught:
-        lowvram.run("a cat", str(tiny), tmp_path / "x.png", steps=1, in_process=True)
+        lowvram.run(
+            "a cat", str(tiny), tmp_path / "x.png", steps=1, decode="whole", in_process=True
+        )
     kept = tmp_path / "x.latents.safetensors"
     assert kept.exists()
     assert f"go on from it with lowvram decode {kept} and" in str(caught.value)

@@ -97,6 +97,20 @@ def least(passes: Sequence[Pass], rates: Rates) -> int:
     )
 
 
+def used(passes: Sequence[Pass], room: int, rates: Rates) -> int:
+    """Bytes that passes take of a room: what strips gain nothing from is left.
+
+    Raises:
+        RequestError: some pass cannot be done in it.
+    """
+    return max(
+        conv_bytes(one, conv_rows(one, room, rates), rates)
+        if isinstance(one, ConvPass)
+        else attention_bytes(one, chunks(one, room, rates), rates)
+        for one in passes
+    )
+
+
 def comfortable(passes: Sequence[Pass], rates: Rates) -> int:
     """Bytes beyond which there is little to gain: strips of 16 rows, keys and values resident."""
     return max(_comfortable(one, rates) for one in passes)

@@ -141,6 +141,22 @@ def comfortable_room(
     return room.comfortable(passes, room.Rates(dtype.itemsize, device_type))
 
 
+def used_room(
+    vae: Any,
+    height: int,
+    width: int,
+    dtype: "torch.dtype",
+    device_type: str,
+    room_bytes: int,
+    direction: Direction = "decode",
+) -> int:
+    """What strips take of a room; other arguments and errors as those of `least_room`."""
+    from lowvram.pixels import room
+
+    passes = _passes(vae, height, width, direction)
+    return room.used(passes, room_bytes, room.Rates(dtype.itemsize, device_type))
+
+
 def maps_bytes(
     vae: Any, height: int, width: int, dtype: "torch.dtype", direction: Direction = "decode"
 ) -> int:

@@ -28,6 +28,7 @@ _OR_STRIPS = ", or --decode strips"
 log = logging.getLogger(__name__)
 
 
+@translated("decode")
 def decode(task: DecodeTask, on_progress: OnProgress = ignore) -> StageResult:
     """Write every picture: `task.output`, or for several x-0.png, x-1.png, … beside it.
 
@@ -74,7 +75,7 @@ def decode(task: DecodeTask, on_progress: OnProgress = ignore) -> StageResult:
         | {"decode": {**settings, **pixels.settings(), "batch_size": task.batch_size}}
         for item in header.items
     ]
-    with translated("decode"), Meter(device) as meter:
+    with Meter(device) as meter:
         on_progress(Progress("decode", "loading the VAE"))
         used = use(
             component.class_name,

@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 Callback = Callable[[int, int, "Tensor"], None]
 
 
+@translated("denoise")
 def denoise(
     task: DenoiseTask,
     on_progress: OnProgress = ignore,
@@ -68,7 +69,7 @@ def denoise(
     make_scheduler = scheduler_maker(task, model)
     make_scheduler("cpu")  # refuses what it cannot do, before anything is loaded
     starts = _starts(task, model, items, embeds)
-    with translated("denoise"), Meter(device) as meter:
+    with Meter(device) as meter:
         batches = -(-len(starts) // task.batch_size)
         steps = Steps(
             (min(task.batch_size, len(starts)), *_latent_shape(task, model)),

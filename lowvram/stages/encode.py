@@ -33,6 +33,7 @@ _OR_STREAM = ", or --weights stream (run: --encoder-weights stream)"
 Texts = tuple[str, ...]  # texts, each once, in the order in which they are first wanted
 
 
+@translated("encode")
 def encode(task: EncodeTask, on_progress: OnProgress = ignore) -> StageResult:
     """Write the embeddings of every prompt and negative prompt to `task.output`.
 
@@ -49,7 +50,7 @@ def encode(task: EncodeTask, on_progress: OnProgress = ignore) -> StageResult:
     component = family.component("text_encoder")
     device = choose_device(task.device)
     dtype, dtype_reason = choose_dtype(task.dtype, component.dtype, device)
-    with translated("encode"), Meter(device) as meter:
+    with Meter(device) as meter:
         on_progress(Progress("encode", "reading the prompts"))
         tokenizer = _load_tokenizer(model)
         items, texts = _prepare(task, family, tokenizer)

@@ -13,6 +13,10 @@ from lowvram.weights.checkpoint import build, find_class
 if TYPE_CHECKING:
     from torch import nn
 
+# Parts of a room that may be lost between the blocks of a caching allocator: what streams tries to
+# fill the room beside the least of them with which it fits.
+LEFT_TO_ALLOCATOR = (0.0, 0.03, 0.06, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5)
+
 
 def shapes(model: Model, role: str, dtype: torch.dtype) -> "nn.Module":
     """The component without storage; do not change it.

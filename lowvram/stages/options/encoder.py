@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from lowvram.families.family import Family
-from lowvram.memory.plan import Option, Room
+from lowvram.memory.plan import Need, Option, Room
 from lowvram.memory.predict import Trace, Work, trace
 from lowvram.repository import Model
-from lowvram.stages.options.component import need, shapes, stored_bytes
+from lowvram.stages.options.component import LEFT_TO_ALLOCATOR, need, shapes, stored_bytes
 from lowvram.weights.checkpoint import Weights
 from lowvram.weights.quantized import Quantized
 from lowvram.weights.streamed import Streamed, fit
@@ -102,32 +102,51 @@ def _streamed(
     stored: int,
 ) -> Iterator[Option[Weights]]:
     """By blocks, then by matrices; as many texts at once as there is room for."""
-    of_all = sum(Whole(stream.dtype).sizes(network))
     for unit in ("block", "matrix"):
-        free = room.bytes - traced.activations if room.bytes else None
-        how, held = fit(network, stream, free, (unit,))
-        spare = max(0, room.bytes - sum(held)) if room.bytes else _PARKED_BYTES
-        parked = spare - traced.activations if device.type == "cpu" else _PARKED_BYTES
-        together = max(1, parked // max(1, traced.parked))
-        group = max(1, spare // max(1, traced.activations)) if unit == "matrix" else 1
-        how = replace(how, together=int(together), group=int(min(group, together)))
-        beside = traced.activations * (min(texts.count, how.group) - 1)
-        held, passes = [*held, beside], -(-texts.count // how.together)
-        waiting = min(texts.count, how.together) - 1
-        on_host = traced.parked * waiting
-        if device.type == "cpu":  # the host is the device
-            held, on_host = [*held, on_host], 0
-        else:
-            on_host += 2 * max(held)
-        took = need(
-            held,
-            traced,
-            device,
-            room,
-            host=on_host,
-            read=passes * stored,
-            transferred=passes * of_all,
-            repeats=texts.count,
-            overlaps=True,
-        )
+        for left in LEFT_TO_ALLOCATOR:
+            filled = Room(int((1 - left) * room.bytes), room.asked, room.overhead)
+            how, took = _fit_stream(
+                stream, unit, network, traced, device, room, filled, texts, stored
+            )
+            if room.holds(took):
+                break
         yield Option(how, how.name, took, str(how))
+
+
+def _fit_stream(
+    stream: Streamed,
+    unit: str,
+    network: "nn.Module",
+    traced: Trace,
+    device: torch.device,
+    room: Room,
+    filled: Room,
+    texts: Texts,
+    stored: int,
+) -> tuple[Streamed, Need]:
+    """Streaming by a unit, with windows and texts at once that fill the room `filled`."""
+    free = filled.bytes - traced.activations if room.bytes else None
+    how, held = fit(network, stream, free, (unit,))
+    spare = max(0, filled.bytes - sum(held)) if room.bytes else _PARKED_BYTES
+    parked = spare - traced.activations if device.type == "cpu" else _PARKED_BYTES
+    together = max(1, parked // max(1, traced.parked))
+    group = max(1, spare // max(1, traced.activations)) if unit == "matrix" else 1
+    how = replace(how, together=int(together), group=int(min(group, together)))
+    beside = traced.activations * (min(texts.count, how.group) - 1)
+    passes = -(-texts.count // how.together)
+    on_host = traced.parked * (min(texts.count, how.together) - 1)
+    if device.type == "cpu":  # the host is the device
+        held, on_host = [*held, on_host], 0
+    else:
+        on_host += 2 * max(held)
+    return how, need(
+        [*held, beside],
+        traced,
+        device,
+        room,
+        host=on_host,
+        read=passes * stored,
+        transferred=passes * sum(Whole(stream.dtype).sizes(network)),
+        repeats=texts.count,
+        overlaps=True,
+    )

@@ -11,9 +11,9 @@ import torch
 from lowvram.memory.plan import Need, Option, Room, show
 from lowvram.memory.predict import Trace, Work, sizes_of, trace
 from lowvram.pixels.blended import BlendedDecode
-from lowvram.pixels.feature_maps import choose_place
+from lowvram.pixels.feature_maps import InRam, OnDisk, Place, choose_place
 from lowvram.pixels.strategy import Pixels
-from lowvram.pixels.strips import StripDecode, comfortable_room, least_room, maps_bytes
+from lowvram.pixels.strips import StripDecode, comfortable_room, least_room, maps_bytes, used_room
 from lowvram.pixels.whole import WholeDecode
 from lowvram.repository import Model
 from lowvram.stages.options.component import need, shapes, stored_bytes
@@ -99,19 +99,24 @@ def _strips(
     least = least_room(vae, height, width, dtype, device.type)
     most = max(least, comfortable_room(vae, height, width, dtype, device.type))
     maps = maps_bytes(vae, height, width, dtype)
-    place = choose_place(maps, device.type, folder)
+    picture = prod(shape) // shape[1] * 3 * scale**2 * dtype.itemsize
+    places: list[Place] = [choose_place(maps, device.type, folder)]
+    if device.type == "cpu" and isinstance(places[0], InRam):
+        places.append(OnDisk(folder))  # where the device is the host, maps take from the room
     rooms = [room.bytes - weights if room.bytes else most, least]
-    for own in dict.fromkeys(max(least, each) for each in rooms):
-        carried = 2 * _PASSES * maps if device.type != "cpu" else 0
-        took = replace(
-            whole,
-            allocated=weights + own,
-            reserved=weights + own if device.type == "cuda" else None,
-            host=maps,
-            transferred=carried,
-        )
-        says = f"{show(weights + own)} at most, {place}"
-        yield Option(StripDecode(own, place), "strips", took, says)
+    for place in places:
+        in_room = picture + (maps if isinstance(place, InRam) else 0) if device.type == "cpu" else 0
+        for own in dict.fromkeys(max(least, each - in_room) for each in rooms):
+            held = weights + used_room(vae, height, width, dtype, device.type, own)
+            took = replace(
+                whole,
+                allocated=held + in_room,
+                reserved=held if device.type == "cuda" else None,
+                host=0 if device.type == "cpu" else maps,
+                transferred=0 if device.type == "cpu" else 2 * _PASSES * maps,
+            )
+            says = f"in {show(held)}, {place}"
+            yield Option(StripDecode(own, place), "strips", took, says)
 
 
 def _blended(

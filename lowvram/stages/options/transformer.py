@@ -9,10 +9,10 @@ import psutil
 import torch
 
 from lowvram.families.family import Family
-from lowvram.memory.plan import Option, Room
-from lowvram.memory.predict import Work, trace
+from lowvram.memory.plan import Need, Option, Room
+from lowvram.memory.predict import Trace, Work, trace
 from lowvram.repository import Model
-from lowvram.stages.options.component import need, shapes, stored_bytes
+from lowvram.stages.options.component import LEFT_TO_ALLOCATOR, need, shapes, stored_bytes
 from lowvram.stages.savings import LADDER, UNGUIDED, Savings, chunk_feed_forward, guided
 from lowvram.weights.checkpoint import Weights
 from lowvram.weights.lockstep import Lockstep
@@ -76,29 +76,54 @@ def transformer_options(
             blocks = component.blocks if name == "stream" else ""
             step = step_once(family, savings, steps, blocks)
             traced = trace(network, step, component.blocks)
-            weights: Weights = Whole(dtype)
-            held, transferred, host, says = whole, sum(whole), 0, str(savings)
-            if name == "stream":
-                free = room.bytes - traced.activations if room.bytes else None
-                # Matrices that come and go cannot be used chunk by chunk.
-                units = ("block",) if savings.feed_forward_chunks > 1 else UNITS
-                how, held = fit(network, stream, free, units)
-                how = replace(how, keep=_has_room(sum(whole), device))
-                weights, says = how, f"{how}; {savings}"
-                transferred = steps.count * how.moving(network)
-                host = sum(whole) if how.keep else 2 * max(held)
-            took = need(
-                held,
-                traced,
-                device,
-                room,
-                host=host if device.type != "cpu" else 0,
-                read=stored,
-                transferred=transferred,
-                repeats=steps.count,
-                overlaps=name == "stream",
-            )
-            yield Option(Placed(weights, savings), name, took, says)
+            if name == "whole":
+                took = need(
+                    whole,
+                    traced,
+                    device,
+                    room,
+                    read=stored,
+                    transferred=sum(whole),
+                    repeats=steps.count,
+                )
+                yield Option(Placed(Whole(dtype), savings), name, took, str(savings))
+                continue
+            how = replace(stream, keep=_has_room(sum(whole), device))
+            how, took = _fit_stream(how, network, traced, device, room, savings, steps, stored)
+            yield Option(Placed(how, savings), name, took, f"{how}; {savings}")
+
+
+def _fit_stream(
+    stream: Streamed,
+    network: "nn.Module",
+    traced: Trace,
+    device: torch.device,
+    room: Room,
+    savings: Savings,
+    steps: Steps,
+    stored: int,
+) -> tuple[Streamed, Need]:
+    """The fastest way to stream that the room holds, or the smallest."""
+    # Matrices that come and go cannot be used chunk by chunk.
+    units = ("block",) if savings.feed_forward_chunks > 1 else UNITS
+    for left in LEFT_TO_ALLOCATOR:
+        free = int((1 - left) * room.bytes) - traced.activations if room.bytes else None
+        how, held = fit(network, stream, free, units)
+        host = sum(Whole(stream.dtype).sizes(network)) if how.keep else 2 * max(held)
+        took = need(
+            held,
+            traced,
+            device,
+            room,
+            host=host if device.type != "cpu" else 0,
+            read=stored,
+            transferred=steps.count * how.moving(network),
+            repeats=steps.count,
+            overlaps=True,
+        )
+        if room.holds(took):
+            break
+    return how, took
 
 
 def step_once(family: Family, savings: Savings, steps: Steps, lockstep: str) -> Work:

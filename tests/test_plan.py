@@ -1,0 +1,210 @@
+"""Plans: foretold without loading anything, kept by the run, and a step down where not."""
+
+import json
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+import lowvram
+from lowvram import cli, component, errors
+from lowvram.families import all_families
+from lowvram.memory.predict import trace
+from lowvram.pixels.whole import WholeDecode
+from lowvram.repository import resolve
+from lowvram.run import resolve_run
+from lowvram.stages import plan as planning
+from lowvram.stages.options.component import shapes
+from lowvram.stages.options.encoder import encode_once
+from lowvram.stages.options.transformer import Steps, step_once
+from lowvram.stages.savings import LADDER, UNGUIDED
+
+CUDA = torch.device("cuda")
+PROMPT = "a large blue star on a yellow background"
+
+
+@pytest.mark.parametrize("family", all_families().values(), ids=lambda family: family.name)
+def test_two_blocks_tell_of_all(family: Any, true_sizes: Path) -> None:
+    """A trace that follows two blocks is the trace of the whole network, in every number."""
+    model = resolve(str(true_sizes))
+    encoder, blocks = family.component("text_encoder"), family.component("transformer").blocks
+    network = shapes(model, "text_encoder", torch.bfloat16)
+    work = encode_once(family, 20)
+    pairs = [(trace(network, work), trace(network, work, encoder.blocks))]
+    network = shapes(model, "transformer", torch.float16)
+    text = {"prompt_embeds": torch.empty(20, 4096), "prompt_attention_mask": torch.empty(20)}
+    for guidance, savings in ((True, LADDER[-1]), (False, UNGUIDED[0])):
+        work = step_once(family, savings, Steps((1, 4, 64, 64), text, guidance, 1), "")
+        pairs.append((trace(network, work), trace(network, work, blocks)))
+    for whole, two in pairs:
+        assert (two.activations, two.flops, two.result) == (
+            whole.activations,
+            whole.flops,
+            whole.result,
+        )
+        assert whole.activations > 1e6 and whole.flops > 1e11
+
+
+def rows(model: Path, every: bool = True, **arguments: Any) -> list[planning.Row]:
+    arguments = {"device": "cpu", **arguments}
+    tasks = resolve_run([PROMPT], resolve(str(model)), Path("x.png"), **arguments)
+    return planning.plan(*tasks, CUDA, every)
+
+
+def test_a_plan_for_a_card_that_is_not_here(true_sizes: Path) -> None:
+    found = rows(true_sizes, size=(1024, 1024), vram=4 << 30)
+    chosen = {row.stage: row for row in found if row.reason}
+    assert list(chosen) == ["encode", "denoise", "decode"]
+    assert chosen["encode"].way.startswith("stream, block by block")  # 8 and 4 bits are lossy
+    assert chosen["denoise"].way.startswith("whole") and chosen["decode"].way == "whole"
+    for row in chosen.values():
+        foretold = row.predicted
+        assert foretold["peak_allocated_bytes"] <= foretold["peak_reserved_bytes"]
+        assert foretold["peak_reserved_bytes"] < foretold["peak_process_bytes"] <= 4 << 30
+        assert foretold["seconds"] > 0 and foretold["disk_read_bytes"] > 0
+    ways = {row.way.split(",")[0] for row in found if row.stage == "encode"}
+    assert ways == {"whole", "8bit", "4bit", "stream"}
+    assert not next(row for row in found if row.way == "whole" and row.stage == "encode").fits
+    small = rows(true_sizes, every=False, size=(1024, 1024), vram=1 << 30)
+    assert [row.way.split(",")[0] for row in small] == ["stream", "stream", "strips"]
+
+
+def test_lossy_ways_only_where_they_are_named(true_sizes: Path) -> None:
+    named = {"encoder_weights": "4bit", "decode": "blended", "vram": 6 << 30}
+    found = rows(true_sizes, every=False, **named)
+    assert [row.way.split(",")[0] for row in found] == ["4bit", "whole", "blended"]
+    with pytest.raises(errors.RequestError, match=r"encode with 4bit needs .* use --vram \d+MiB"):
+        rows(true_sizes, every=False, encoder_weights="4bit", vram=3 << 30)
+
+
+def test_plan_prints(true_sizes: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["plan", PROMPT, "-m", str(true_sizes), "--vram", "2GiB", "--size", "4096x4096"]
+    assert cli.exit_code([*command, "--no-binning", "--all", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["device"] == "cuda"
+    assert {stage["stage"] for stage in document["stages"]} == {"encode", "denoise", "decode"}
+    assert cli.exit_code([*command, "--no-binning"]) == 2
+    assert "use --vram" in capsys.readouterr().err
+    assert cli.exit_code([*command[:-2], "--vram", "2GiB"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("*  ") == 3 and "stream" in shown and "GB" in shown
+
+
+def test_what_cannot_fit_is_refused_before_any_load(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Decode is the stage that cannot: nothing of the two before it may have run."""
+    monkeypatch.setattr(component, "use", lambda *_: pytest.fail("loaded"))
+    with pytest.raises(errors.RequestError, match=r"decode with whole needs .* --vram"):
+        lowvram.run(
+            PROMPT, "demo", tmp_path / "x.png", decode="whole", vram=6 << 20, in_process=True
+        )
+    assert not list(tmp_path.iterdir())
+
+
+def runs_out(times: int) -> Callable[..., Any]:
+    """A decode that runs out of memory so often, then works."""
+    left, real = [times], WholeDecode.decode
+
+    def decode(self: WholeDecode, *arguments: Any) -> Any:
+        left[0] -= 1
+        if left[0] >= 0:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+        return real(self, *arguments)
+
+    return decode
+
+
+def pixels(path: Path) -> torch.Tensor:
+    import numpy
+
+    return torch.from_numpy(numpy.asarray(Image.open(path)).astype("int16"))
+
+
+def test_out_of_memory_goes_a_step_down(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "lowvram")
+    lowvram.run(PROMPT, "demo", tmp_path / "a.png", steps=2, in_process=True)
+    monkeypatch.setattr(WholeDecode, "decode", runs_out(1))
+    made = lowvram.run(PROMPT, "demo", tmp_path / "b.png", steps=2, in_process=True)
+    assert [stage["weights"] for stage in made.stages] == ["whole", "whole", "strips"]
+    assert "after whole ran out of memory" in made.stages[2]["reasons"][0]
+    assert "trying what takes less" in caplog.text
+    assert (pixels(tmp_path / "a.png") - pixels(tmp_path / "b.png")).abs().max() <= 1
+
+
+def test_at_the_bottom_it_says_what_to_try(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(WholeDecode, "decode", runs_out(99))
+    command = ["run", PROMPT, "-m", "demo", "-o", str(tmp_path / "x.png"), "--in-process"]
+    assert cli.exit_code([*command, "--steps", "1", "--decode", "whole"]) == 6
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert "decode ran out of memory" in told and "--decode strips" in told
+    assert "kept:" in told and (tmp_path / "x.latents.safetensors").is_file()
+
+
+@contextmanager
+def limited_to(part: float) -> Iterator[None]:
+    """The tracker of the CPU stops at a part of what it is allowed."""
+    real = component.tracked
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            component,
+            "tracked",
+            lambda device, room, size: real(
+                device, replace(room, bytes=int(part * room.bytes)), size
+            ),
+        )
+        yield
+
+
+@pytest.mark.parametrize("decode", ["whole", "strips"])
+@pytest.mark.parametrize("weights", ["whole", "stream"])
+def test_the_foretold_peak_is_enough_and_less_is_not(
+    weights: str, decode: str, tmp_path: Path
+) -> None:
+    """Each stage in 1 % more than its foretold peak; in 90 % it stops with the code."""
+    free = lowvram.run(
+        PROMPT,
+        "demo",
+        tmp_path / "a.png",
+        steps=2,
+        encoder_weights=weights,
+        transformer_weights=weights,
+        decode=decode,
+        stage_budget=1 << 30,
+        in_process=True,
+    )
+    embeds, latents = tmp_path / "a.embeds.safetensors", tmp_path / "a.latents.safetensors"
+    stages: list[Callable[[int], Any]] = [
+        lambda size: lowvram.encode(
+            PROMPT, "demo", output=embeds, weights=weights, stage_budget=size
+        ),
+        lambda size: lowvram.denoise(
+            embeds, output=latents, steps=2, weights=weights, stage_budget=size
+        ),
+        lambda size: lowvram.decode(
+            latents, output=tmp_path / "b.png", pixels=decode, stage_budget=size
+        ),
+    ]
+    for report, stage in zip(free.stages, stages, strict=True):
+        room = int(1.01 * report["predicted"]["peak_allocated_bytes"])
+        if room < 1 << 20:
+            continue  # the smallest budget there is
+        again = stage(room).report
+        assert again.peak_allocated_bytes <= room
+        assert again.peak_allocated_bytes >= 0.9 * room or "stream" in again.weights + decode
+        with (
+            limited_to(0.9 * again.peak_allocated_bytes / room),
+            pytest.raises(errors.MemoryExhaustedError, match="ran out of memory"),
+        ):
+            stage(room)
+    assert pixels(tmp_path / "a.png").equal(pixels(tmp_path / "b.png"))
