@@ -21,7 +21,7 @@ from lowvram.memory.plan import Option, Room, choose
 from lowvram.memory.predict import make_fake
 from lowvram.pixels.blended import BlendedDecode
 from lowvram.pixels.strips import StripDecode
-from lowvram.repository import resolve
+from lowvram.repository import Model, resolve
 from lowvram.stages import denoise
 from lowvram.stages.options.encoder import Texts, encoder_options
 from lowvram.stages.options.pixels import ENCODER_HALF, pixels_options
@@ -130,11 +130,29 @@ def no_rows(rows: EmbeddingRows, ids: Tensor) -> Tensor:
     return torch.empty((*ids.shape, 4096), dtype=torch.bfloat16, device=ids.device)
 
 
-@pytest.mark.parametrize("guidance", [True, False], ids=["guided", "alone"])
-@pytest.mark.parametrize("side", [256, 512, 1024, 2048, 4096])
+@pytest.mark.parametrize(
+    ("side", "guidance", "layers"),
+    [
+        (256, True, 6),
+        (512, True, 6),
+        (1024, True, 28),
+        (2048, True, 6),
+        (4096, True, 6),
+        (1024, False, 6),
+        (4096, False, 6),
+    ],
+)  # a minute for all 28 blocks; each block is like the others
 def test_denoise(
-    side: int, guidance: bool, true_sizes: Path, monkeypatch: pytest.MonkeyPatch
+    side: int, guidance: bool, layers: int, true_sizes: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if layers != FAMILY.published_configs["transformer"]["num_layers"]:
+        shorter = FAMILY.published_configs["transformer"] | {"num_layers": layers}
+        configs = FAMILY.published_configs | {"transformer": shorter}
+        monkeypatch.setattr(type(FAMILY), "published_configs", configs)
+        real = Model.config
+        monkeypatch.setattr(
+            Model, "config", lambda self, role: real(self, role) | configs.get(role, {})
+        )
     monkeypatch.setattr(denoise, "real_tokens", dict)  # all are real here
     model = resolve(str(true_sizes))
     steps = Steps((1, 4, side // 8, side // 8), TEXT, guidance, 20)

@@ -18,7 +18,7 @@ from lowvram.errors import ModelError
 from lowvram.weights.tensor_files import DTYPES
 
 _DTYPES = {name: dtype for dtype, name in DTYPES.items()}
-_PIECE_BYTES = 1 << 24  # read at a time where values are converted
+_PIECE_BYTES = 1 << 20  # read at a time where values are converted: nothing beside a window
 _WARM_BYTES = 1 << 20  # stays in the processor's cache, so that only the file is waited for
 _NAMES = ("model.safetensors", "diffusion_pytorch_model.safetensors")
 

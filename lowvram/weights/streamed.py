@@ -335,13 +335,16 @@ def fit(
     Returns:
         that way, and the sizes that it holds (`Streamed.sizes`).
     """
-    blocks = len(list(model.get_submodule(how.blocks).children()))
-    stay = range(max(0, blocks - 2) if how.repeats and room is not None else 0, -1, -1)
-    ways = [replace(how, unit="block", window=2, resident=count) for count in stay]
-    ways = ways if "block" in units else []
+    layout = _Layout(model, how.blocks)
+    ways: list[Streamed] = []
+    if "block" in units:
+        stay = 0
+        if how.repeats and room is not None:
+            least = sum(layout.sizes(replace(how, unit="block", window=2, resident=0)))
+            stay = max(0, min(len(layout.blocks) - 2, (room - least) // layout.largest))
+        ways.append(replace(how, unit="block", window=2, resident=stay))
     if "matrix" in units:
         ways += [replace(how, unit="matrix", window=window, resident=0) for window in (8, 4, 3, 2)]
-    layout = _Layout(model, how.blocks)
     for way in ways:
         held = layout.sizes(way)
         if room is None or sum(held) <= room:

@@ -108,7 +108,7 @@ def _streamed(
             how, took = _fit_stream(
                 stream, unit, network, traced, device, room, filled, texts, stored
             )
-            if room.holds(took):
+            if room.holds(took) or device.type != "cuda":
                 break
         yield Option(how, how.name, took, str(how))
 
