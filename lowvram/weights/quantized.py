@@ -94,11 +94,12 @@ class Quantized:
                 found[id(parameter)] = size
         return list(found.values())
 
-    def workspace(self, network: "nn.Module", tokens: int) -> int:
+    def workspace(self, network: "nn.Module", tokens: int, device_type: str) -> int:
         """Bytes that bitsandbytes' kernels take beside what the network's own operations do.
 
         4 bits: a matrix in the dtype, made anew for each product. 8 bits: the input in int8 and
-        the product in int32. Source: `autograd/_functions.py` of bitsandbytes 0.50.
+        the product in int32; on a CPU the matrix in float32 besides. Source:
+        `autograd/_functions.py` of bitsandbytes 0.50, and for the CPU the allocator's record.
         """
         from bitsandbytes.nn.modules import Linear4bit, Linear8bitLt
 
@@ -109,7 +110,11 @@ class Quantized:
         ]
         if self.bits == 4:
             return max(m.in_features * m.out_features for m in taken) * self.dtype.itemsize
-        return max(tokens * (m.in_features + 4 * m.out_features) for m in taken)
+        whole = 4 if device_type == "cpu" else 0
+        return max(
+            tokens * (m.in_features + 4 * m.out_features) + whole * m.in_features * m.out_features
+            for m in taken
+        )
 
     def _quantised(self, network: "nn.Module") -> "nn.Module":
         """A copy without storage, with the layers of bitsandbytes in their places."""

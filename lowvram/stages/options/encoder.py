@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from math import prod
 from typing import TYPE_CHECKING
 
 import torch
@@ -50,6 +51,9 @@ def encoder_options(
     network = shapes(model, "text_encoder", dtype)
     stored = stored_bytes(model, "text_encoder", network)
     traced = trace(network, encode_once(model.get_family(), texts.tokens), component.blocks)
+    if device.type == "cpu":  # where the device is the host, the results stay there
+        results = (texts.count - 1) * prod(traced.result) * dtype.itemsize
+        traced = replace(traced, activations=traced.activations + results)
     for weights in (Whole(dtype), Quantized(8, dtype), Quantized(4, dtype)):
         named = (
             (weights.name, "all") if weights.name in _NAMED_ONLY else (weights.name, "auto", "all")
@@ -82,7 +86,7 @@ def _resident(
 ) -> Option[Weights]:
     held = weights.sizes(network)
     if isinstance(weights, Quantized):
-        extra = weights.workspace(network, texts.tokens)
+        extra = weights.workspace(network, texts.tokens, device.type)
         traced = replace(
             traced,
             activations=traced.activations + extra,

@@ -21,6 +21,7 @@ from lowvram.stages.options.component import need, shapes, stored_bytes
 ENCODER_HALF = ("encoder", "quant_conv")  # of an AutoencoderKL: not needed to decode
 _TILE = 512  # px, the side of a tile when decoding blended; halved where it does not fit
 _LEAST_TILE = 64
+_LIBRARIES = {"cuda": "cudnn", "cpu": "onednn"}  # that compute convolutions
 _PASSES = 4  # largest maps that are written and read again, roughly
 _OVERLAP = 0.25  # of a tile, diffusers' default
 
@@ -55,7 +56,10 @@ def pixels_options(
     weights = sizes_of([*vae.parameters(), *vae.buffers()])
     whole: Option[Pixels] | None = None
     if asked in ("auto", "whole", "strips", "all"):
-        traced = trace(vae, decode_once(shape, dtype), cudnn=device.type == "cuda")
+        traced = trace(vae, decode_once(shape, dtype), convolutions=_LIBRARIES.get(device.type, ""))
+        if device.type == "cpu":  # a picture more than is traced was seen, in every case measured
+            more = traced.activations + prod(traced.result) * dtype.itemsize
+            traced = replace(traced, activations=more)
         took = need(
             weights,
             traced,
@@ -105,12 +109,16 @@ def _strips(
         places.append(OnDisk(folder))  # where the device is the host, maps take from the room
     rooms = [room.bytes - weights if room.bytes else most, least]
     for place in places:
-        in_room = picture + (maps if isinstance(place, InRam) else 0) if device.type == "cpu" else 0
+        in_room = (
+            2 * picture + (maps if isinstance(place, InRam) else 0) if device.type == "cpu" else 0
+        )
         for own in dict.fromkeys(max(least, each - in_room) for each in rooms):
-            held = weights + used_room(vae, height, width, dtype, device.type, own)
+            strip = used_room(vae, height, width, dtype, device.type, own)
+            held = weights + strip
             took = replace(
                 whole,
-                allocated=held + in_room,
+                # oneDNN copies a strip into its own layout; of CUDA's libraries `room` knows.
+                allocated=held + in_room + (strip if device.type == "cpu" else 0),
                 reserved=held if device.type == "cuda" else None,
                 host=0 if device.type == "cpu" else maps,
                 transferred=0 if device.type == "cpu" else 2 * _PASSES * maps,
@@ -138,7 +146,7 @@ def _blended(
     while tile >= min(_LEAST_TILE, max(height, width) // 2):
         cells = tile // scale
         cut = (shape[0], shape[1], min(cells, shape[-2]), min(cells, shape[-1]))
-        traced = trace(vae, decode_once(cut, dtype), cudnn=device.type == "cuda")
+        traced = trace(vae, decode_once(cut, dtype), convolutions=_LIBRARIES.get(device.type, ""))
         starts = range(0, shape[-2], cells - cells // 4), range(0, shape[-1], cells - cells // 4)
         sides = [
             sum(min(cells, length - at) for at in side)
@@ -149,7 +157,7 @@ def _blended(
         # diffusers keeps every tile until the last, then joins them to rows, and those
         tiles, picture = prod(sides) * bytes_per_cell, prod(shape[-2:]) * bytes_per_cell
         joined = Trace(
-            tiles + max(traced.activations, 2 * picture),
+            tiles + max(traced.activations, 2 * picture) + (picture if device.type == "cpu" else 0),
             0,
             traced.flops * number,
             (
