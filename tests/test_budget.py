@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 import lowvram
 from lowvram import errors
 from lowvram.artifacts import read_header
+from lowvram.families.pixart import FAMILY
 from lowvram.memory.budget import find_room, parse_bytes
 from lowvram.memory.count import LiveBytes
 from lowvram.memory.plan import Option, Room, choose
@@ -149,6 +150,28 @@ def test_savings_hold_less() -> None:
     assert peaks[0] > 1.5 * peaks[1] and peaks[1] > 1.5 * peaks[2]
     for result in results[1:]:
         torch.testing.assert_close(result, results[0], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("saves", [True, False])
+def test_masked_tokens_are_not_computed(
+    saves: bool, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The text that the transformer sees ends with its last real token, where that is asked."""
+    lengths = []
+    real = type(FAMILY).predict
+
+    def predict(self: object, network: object, latents: object, *rest: dict) -> object:
+        lengths.append(rest[1]["prompt_embeds"].shape[1])
+        return real(self, network, latents, *rest)
+
+    monkeypatch.setattr(transformer, "LADDER", (LADDER[1] if saves else LADDER[0],))
+    monkeypatch.setattr(type(FAMILY), "predict", predict)
+    embeds = tmp_path / "x.embeds.safetensors"
+    made = lowvram.encode("a red circle", str(tiny), output=embeds, padding="max")
+    lengths.clear()
+    lowvram.denoise(embeds, output=tmp_path / "x.latents.safetensors", steps=1)
+    tokens = {item for name, item in made.items[0].items() if name.endswith("tokens")}
+    assert set(lengths) - {300} == (tokens if saves else set())  # 300 is what is foretold with
 
 
 def test_real_tokens_drops_masked_ones_at_the_end_only() -> None:

@@ -153,6 +153,7 @@ def _decode_all(
             done += 1
             on_picture(f"picture {done}")
             on_progress(Progress("decode", "decoding", 100 * done, 100 * len(paths)))
+        del made, picture, scaled, levels  # or they would lie beside the next batch's work
 
 
 def _within(on_progress: OnProgress, before: int, batch: int, pictures: int) -> OnWork:

@@ -57,9 +57,6 @@ def pixels_options(
     whole: Option[Pixels] | None = None
     if asked in ("auto", "whole", "strips", "all"):
         traced = trace(vae, decode_once(shape, dtype), convolutions=_LIBRARIES.get(device.type, ""))
-        if device.type == "cpu":  # a picture more than is traced was seen, in every case measured
-            more = traced.activations + prod(traced.result) * dtype.itemsize
-            traced = replace(traced, activations=more)
         took = need(
             weights,
             traced,
