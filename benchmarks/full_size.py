@@ -70,6 +70,11 @@ ROWS = {  # in the order in which they run: each needs files of those before
     "denoise-stream": Row(
         "PixArt XL/2, 2 steps, 512 px, streamed", "transformer", (*_DENOISE, "--weights", "stream")
     ),
+    "denoise-stream-0.27": Row(
+        "PixArt XL/2, 2 steps, 512 px, streamed in 0.27 GB",
+        "transformer",
+        (*_DENOISE, "--weights", "stream", "--stage-budget", "0.27GB"),
+    ),
     "decode": Row("VAE decode, 512 px", "vae", _DECODE),
     "strips": Row("VAE decode, 512 px, strips", "vae", (*_DECODE, "--decode", "strips")),
 }
