@@ -15,10 +15,12 @@ from PIL import Image
 import lowvram
 from lowvram import cli, component, errors
 from lowvram.families import all_families
+from lowvram.memory.plan import Room
 from lowvram.memory.predict import trace
 from lowvram.pixels.whole import WholeDecode
 from lowvram.repository import resolve
 from lowvram.run import resolve_run
+from lowvram.stages import decision
 from lowvram.stages import plan as planning
 from lowvram.stages.options.component import shapes
 from lowvram.stages.options.encoder import encode_once
@@ -81,6 +83,13 @@ def test_lossy_ways_only_where_they_are_named(true_sizes: Path) -> None:
     assert [row.way.split(",")[0] for row in found] == ["4bit", "whole", "blended"]
     with pytest.raises(errors.RequestError, match=r"encode with 4bit needs .* use --vram \d+MiB"):
         rows(true_sizes, every=False, encoder_weights="4bit", vram=3 << 30)
+
+
+def test_what_does_not_fit_what_is_free(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asking for more than is free would be no way out."""
+    monkeypatch.setattr(decision, "find_room", lambda *_: Room(1 << 10))
+    with pytest.raises(errors.RequestError, match=r"needs .* are free: close other programs$"):
+        lowvram.encode(PROMPT, str(tiny), output=tiny / "x.embeds.safetensors")
 
 
 def test_plan_prints(true_sizes: Path, capsys: pytest.CaptureFixture[str]) -> None:

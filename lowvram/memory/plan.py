@@ -158,11 +158,11 @@ def _reason(option: Option[S], passed: Sequence[Option[S]], room: Room, steps_do
 def _too_small(stage: str, options: Sequence[Option[S]], room: Room, way_out: str) -> RequestError:
     least = min(options, key=_size)
     needed = _size(least) + room.overhead
-    option = room.asked.split(" ")[0] or "--vram"
-    asked = room.asked or f"{show(room.bytes)} are free"
+    asked, other = f"{show(room.bytes)} are free", "close other programs"
+    if room.asked:
+        asked, other = room.asked, f"use {room.asked.split()[0]} {-(-needed // (1 << 20))}MiB"
     return RequestError(
-        f"{stage} with {least.name} needs {show(needed)} on the device and {asked}: "
-        f"use {option} {-(-needed // (1 << 20))}MiB{way_out}"
+        f"{stage} with {least.name} needs {show(needed)} on the device and {asked}: {other}{way_out}"
     )
 
 
