@@ -1,6 +1,10 @@
 """Strips give the pixels of the whole decode, in the room they are given, and leave nothing."""
 
 import errno
+import shlex
+import shutil
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -175,3 +179,38 @@ def test_too_little_room_and_unknown_blocks_are_refused() -> None:
     vae.decoder.conv_norm_out = torch.nn.LayerNorm(8)
     with pytest.raises(errors.RequestError, match="LayerNorm"):
         StripDecode(1 << 24, InRam()).decode(vae, torch.randn(1, 4, 8, 8), CPU, nothing)
+
+
+_ON_A_FULL_DISK = """
+import sys, torch
+from pathlib import Path
+from diffusers import AutoencoderKL
+from lowvram import errors
+from lowvram.families.pixart import FAMILY
+from lowvram.pixels.feature_maps import OnDisk
+from lowvram.pixels.strips import StripDecode
+folder = Path(sys.argv[1])
+vae = AutoencoderKL.from_config(FAMILY.tiny_configs["vae"]).eval().requires_grad_(False)
+try:
+    StripDecode(4 << 20, OnDisk(folder)).decode(
+        vae, torch.randn(1, 4, 64, 64), torch.device("cpu"), lambda done, total: None
+    )
+except errors.StorageError as error:
+    print(error.exit_code, str(error).count("\\n"), len(list(folder.iterdir())), error)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="mounts a file system of its own")
+def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
+    """2 MiB for maps of 8: an error before a page is touched, which would be a SIGBUS."""
+    mounted = f"mount -t tmpfs -o size=2m none {tmp_path}"
+    alone = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
+    if shutil.which("unshare") is None or subprocess.run([*alone, mounted]).returncode:
+        pytest.skip("not allowed to mount here")
+    command = shlex.join([sys.executable, "-c", _ON_A_FULL_DISK, str(tmp_path)])
+    done = subprocess.run(
+        [*alone, f"{mounted} && exec {command}"], capture_output=True, encoding="utf-8"
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("7 0 0 decode in strips could not write"), done.stdout
+    assert "free some space" in done.stdout

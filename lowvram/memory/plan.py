@@ -161,9 +161,8 @@ def _too_small(stage: str, options: Sequence[Option[S]], room: Room, way_out: st
     asked, other = f"{show(room.bytes)} are free", "close other programs"
     if room.asked:
         asked, other = room.asked, f"use {room.asked.split()[0]} {-(-needed // (1 << 20))}MiB"
-    return RequestError(
-        f"{stage} with {least.name} needs {show(needed)} on the device and {asked}: {other}{way_out}"
-    )
+    needs = f"{stage} with {least.name} needs {show(needed)} on the device and {asked}"
+    return RequestError(f"{needs}: {other}{way_out}")
 
 
 def _size(option: Option[Any]) -> int:
