@@ -106,9 +106,7 @@ def _strips(
         places.append(OnDisk(folder))  # where the device is the host, maps take from the room
     rooms = [room.bytes - weights if room.bytes else most, least]
     for place in places:
-        in_room = (
-            2 * picture + (maps if isinstance(place, InRam) else 0) if device.type == "cpu" else 0
-        )
+        in_room = picture + (maps if isinstance(place, InRam) else 0) if device.type == "cpu" else 0
         for own in dict.fromkeys(max(least, each - in_room) for each in rooms):
             strip = used_room(vae, height, width, dtype, device.type, own)
             held = weights + strip
@@ -154,7 +152,7 @@ def _blended(
         # diffusers keeps every tile until the last, then joins them to rows, and those
         tiles, picture = prod(sides) * bytes_per_cell, prod(shape[-2:]) * bytes_per_cell
         joined = Trace(
-            tiles + max(traced.activations, 2 * picture) + (picture if device.type == "cpu" else 0),
+            tiles + max(traced.activations, 2 * picture),
             0,
             traced.flops * number,
             (
