@@ -22,8 +22,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # the code beside this file, whatever is installed
 
 from lowvram.families.pixart import FAMILY  # noqa: E402
-from lowvram.memory.predict import peak_activations  # noqa: E402
-from lowvram.stages.placement import step_once  # noqa: E402
+from lowvram.memory.predict import Work, trace, without_storage  # noqa: E402
+from lowvram.stages.options.transformer import Steps, step_once  # noqa: E402
 from lowvram.stages.savings import LADDER, Savings  # noqa: E402
 from lowvram.weights.checkpoint import build, find_class  # noqa: E402
 
@@ -35,16 +35,19 @@ TOKENS = 27  # of the longest text
 def main() -> int:
     """Count, print, write."""
     document: dict[str, Any] = {"benchmark": "savings", "dtype": "float16", "tokens": TOKENS}
+    network = without_storage(make)
     document["peak_bytes"] = {
         side: {
-            f"{savings}, {name}": peak_activations(make, step(savings, side, TOKENS, blocks))
+            f"{savings}, {name}": trace(
+                network, step(savings, side, TOKENS, blocks), COMPONENT.blocks
+            ).activations
             for savings in LADDER
             for name, blocks in (("whole", ""), ("streamed", COMPONENT.blocks))
         }
         for side in SIDES
     }
     document["text_part_of_multiplications"] = {
-        f"{side} px, {tokens} tokens": text_part(side, tokens)
+        f"{side} px, {tokens} tokens": text_part(network, side, tokens)
         for side in (512, 1024)
         for tokens in (TOKENS, 300)
     }
@@ -60,26 +63,26 @@ def make() -> nn.Module:
     return build(find_class(COMPONENT.class_name), config, torch.float16)
 
 
-def step(savings: Savings, side: int, tokens: int, blocks: str) -> Any:
+def step(savings: Savings, side: int, tokens: int, blocks: str) -> Work:
     """A guided step for one picture, as the stage makes it."""
     text = {
         "prompt_embeds": torch.empty(tokens, 4096, device="meta"),
         "prompt_attention_mask": torch.empty(tokens, dtype=torch.long, device="meta"),
     }
-    return step_once(FAMILY, savings, (1, 4, side // 8, side // 8), text, True, blocks)
+    return step_once(FAMILY, savings, Steps((1, 4, side // 8, side // 8), text, True, 1), blocks)
 
 
-def text_part(side: int, tokens: int) -> float:
+def text_part(network: nn.Module, side: int, tokens: int) -> float:
     """Multiplications of what depends on the text alone, of all in a step."""
     parts: dict[str, dict[Any, int]] = {}
 
-    def work(network: nn.Module, device: torch.device) -> None:
+    def work(fake: nn.Module, device: torch.device) -> None:
         counter = FlopCounterMode(display=False)
         with counter:
-            step(Savings(), side, tokens, "")(network, device)
+            step(Savings(), side, tokens, "")(fake, device)
         parts.update(counter.get_flop_counts())
 
-    peak_activations(make, work)
+    trace(network, work)
     ends = ("caption_projection", "attn2.to_k", "attn2.to_v")
     own = sum(sum(n.values()) for name, n in parts.items() if name.endswith(ends))
     return own / sum(parts["Global"].values())
