@@ -143,6 +143,13 @@ def _error(stage: str, event: Mapping[str, Any]) -> errors.LowvramError:
 
 
 def _died(stage: str, status: int) -> errors.LowvramError:
+    """The error of a stage that ended so.
+
+    Raises:
+        KeyboardInterrupt: by Ctrl-C, which reaches the stage and us, and can be lost here.
+    """
+    if status in (errors.INTERRUPTED_EXIT_CODE, -signal.SIGINT):
+        raise KeyboardInterrupt
     if status == -9:
         return errors.MemoryExhaustedError(
             f"{stage} was killed by the system, which was most likely out of memory: "
