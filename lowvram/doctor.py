@@ -210,7 +210,7 @@ def _bfloat16() -> Iterator[Row]:
 def _quantized(bits: int) -> Iterator[Row]:
     device = devices.choose_device("auto")
     name = "int8" if bits == 8 else "nf4"
-    needed = bits == 8 and device.type == "cuda"  # there, and only there, `auto` takes it
+    needed = bits == 8 and device.type == "cuda"  # the published recipe takes it there
     check = partial(selftests.check_quantized, bits, device)
     yield from _guarded("runs here", name, needed, lambda: [_outcome(name, check(), needed)])
 

@@ -128,7 +128,7 @@ def run(
         tasks = resolve_run(
             prompts,
             resolve(model, revision),
-            picture_path(output, texts),
+            _picture_path(output, texts),
             negative_prompt=negative_prompt,
             encoder_weights=encoder_weights,
             transformer_weights=transformer_weights,
@@ -319,7 +319,7 @@ def _finish(results: list[dict[str, Any]], tasks: Tasks) -> RunResult:
     return result
 
 
-def picture_path(output: str | Path | None, prompts: Sequence[str]) -> Path:
+def _picture_path(output: str | Path | None, prompts: Sequence[str]) -> Path:
     """Where the picture goes: as named, or a new name made of the prompt."""
     if output is not None and Path(output).suffix.lower() == ".png":
         return Path(output)

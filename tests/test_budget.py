@@ -16,6 +16,7 @@ from lowvram.families.pixart import FAMILY
 from lowvram.memory.budget import find_room, parse_bytes
 from lowvram.memory.count import LiveBytes
 from lowvram.memory.plan import Option, Room, choose
+from lowvram.memory.rates import assumed
 from lowvram.pixels.strategy import Pixels
 from lowvram.repository import resolve
 from lowvram.stages.options import transformer
@@ -43,7 +44,7 @@ def suggested(error: errors.RequestError) -> int:
 
 def place(stage: str, options: Callable[[Room], Iterable[Option[T]]], budget: int) -> Option[T]:
     """What a stage would choose within a budget."""
-    room = find_room(CPU, 0, budget)
+    room = find_room(CPU, 0, budget, assumed("cpu"))
     return choose(stage, options(room), room, 0, ", or another").option
 
 

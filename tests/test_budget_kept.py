@@ -19,6 +19,7 @@ from lowvram.memory.budget import find_room
 from lowvram.memory.count import LiveBytes, fake_device
 from lowvram.memory.plan import Option, Room, choose
 from lowvram.memory.predict import make_fake
+from lowvram.memory.rates import assumed
 from lowvram.pixels.blended import BlendedDecode
 from lowvram.pixels.strips import StripDecode
 from lowvram.repository import Model, resolve
@@ -212,7 +213,7 @@ def within(
     sizes = sorted({option.need.allocated for option in every})
     for size in (sizes[0], (sizes[0] + sizes[-1]) // 2):
         model, steps = arguments
-        room = find_room(DEVICE, 0, size)
+        room = find_room(DEVICE, 0, size, assumed("xpu"))
         found = choose(
             "denoise", options(model, "auto", HALF, DEVICE, room, steps), room, 0, ""
         ).option

@@ -15,8 +15,10 @@ from PIL import Image
 import lowvram
 from lowvram import cli, component, errors
 from lowvram.families import all_families
+from lowvram.memory.budget import find_room
 from lowvram.memory.plan import Room
 from lowvram.memory.predict import trace
+from lowvram.memory.rates import assumed
 from lowvram.pixels.whole import WholeDecode
 from lowvram.repository import resolve
 from lowvram.run import resolve_run
@@ -24,7 +26,7 @@ from lowvram.stages import decision
 from lowvram.stages import plan as planning
 from lowvram.stages.options.component import shapes
 from lowvram.stages.options.encoder import encode_once
-from lowvram.stages.options.transformer import Steps, step_once
+from lowvram.stages.options.transformer import Steps, step_once, transformer_options
 from lowvram.stages.savings import LADDER, UNGUIDED
 
 CUDA = torch.device("cuda")
@@ -218,3 +220,43 @@ def test_the_foretold_peak_is_enough_and_less_is_not(
         ):
             stage(room)
     assert pixels(tmp_path / "a.png").equal(pixels(tmp_path / "b.png"))
+
+
+@pytest.mark.parametrize(
+    ("name", "vram", "found"),
+    [
+        ("auto", 1 << 30, "cuda"),
+        ("auto", 0, "cpu"),
+        ("cpu", 1 << 30, "cpu"),
+        ("cuda:1", 0, "cuda:1"),
+    ],
+)
+def test_what_is_planned_for(name: str, vram: int, found: str) -> None:
+    assert str(planning.device_to_plan_for(name, vram)) == found
+
+
+def test_no_such_device_to_plan_for() -> None:
+    with pytest.raises(errors.DeviceError, match="no device 'cudafoo' here"):
+        planning.device_to_plan_for("cudafoo", 0)
+
+
+def test_measured_rates_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Context and cuBLAS as doctor has measured them, else as assumed."""
+    guess = assumed("cuda")
+    room = find_room(CUDA, 4 << 30, 0, guess)
+    assert (room.bytes, room.libraries) == ((4 << 30) - guess.context_bytes, guess.cublas_bytes)
+    room = find_room(CUDA, 4 << 30, 0, replace(guess, context_bytes=1 << 28, cublas_bytes=0))
+    assert (room.bytes, room.libraries) == ((4 << 30) - (1 << 28), 0)
+
+
+def test_a_stream_without_a_budget_keeps_to_two_blocks(true_sizes: Path) -> None:
+    text = {"prompt_embeds": torch.empty(20, 4096), "prompt_attention_mask": torch.empty(20)}
+    steps = Steps((1, 4, 64, 64), text, True, 1)
+
+    def first(asked: str, room: Room) -> str:
+        cpu, model = torch.device("cpu"), resolve(str(true_sizes))
+        return str(next(transformer_options(model, asked, torch.float16, cpu, room, steps)))
+
+    free = Room(8 << 30)  # what happens to be free is no wish
+    assert first("stream", free).startswith("stream, block by block; ")
+    assert "26 blocks stay" in first("stream", replace(free, option="--vram"))

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 import lowvram
+from benchmarks.prediction import peak
 from lowvram import component
 from lowvram.stages.result import StageResult
 
@@ -26,16 +26,7 @@ def allocated(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     def recorded(device: Any, room: Any, weights: int) -> Iterator[None]:
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
             yield
-        events = [
-            event
-            for event in record.profiler.kineto_results.events()
-            if event.name() == "[memory]" and event.device_type() == DeviceType.CPU
-        ]
-        now = most = 0
-        for event in sorted(events, key=lambda event: event.start_ns()):
-            now += event.nbytes()
-            most = max(most, now)
-        peaks.append(weights + most)
+        peaks.append(weights + peak(record))
 
     monkeypatch.setattr(component, "tracked", recorded)
     return peaks

@@ -126,12 +126,14 @@ BatchSize = Annotated[int, typer.Option("--batch-size", help="Pictures per call 
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, nothing else.")]
 
 
-def parse_size(text: str) -> Size:
-    """Width and height from "WxH" in px.
+def parse_size(text: str | None) -> Size | None:
+    """Width and height from "WxH" in px; None stays None.
 
     Raises:
         RequestError: not of that form.
     """
+    if text is None:
+        return None
     match = re.fullmatch(r"\s*(\d{1,6})\s*[xX×]\s*(\d{1,6})\s*", text)
     if match is None:
         raise RequestError(f"size {text!r} is not WIDTHxHEIGHT: for example 1024x768")
@@ -155,12 +157,14 @@ def parse_seeds(text: str) -> int | list[int]:
     return seeds[0] if len(seeds) == 1 else seeds
 
 
-def parse_numbers(option: str, text: str, kind: type[Number]) -> list[Number]:
-    """Comma-separated numbers of a kind, int or float.
+def parse_numbers(option: str, text: str | None, kind: type[Number]) -> list[Number] | None:
+    """Comma-separated numbers of a kind, int or float; None stays None.
 
     Raises:
         RequestError: something in it is no such number.
     """
+    if text is None:
+        return None
     try:
         return [kind(part) for part in text.split(",")]
     except ValueError:

@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import gettempdir
 from typing import Annotated, Any
 
 import typer
@@ -145,10 +146,10 @@ def denoise(
             seed=parse_seeds(seed),
             images_per_prompt=images,
             steps=steps,
-            timesteps=None if timesteps is None else parse_numbers("--timesteps", timesteps, int),
-            sigmas=None if sigmas is None else parse_numbers("--sigmas", sigmas, float),
+            timesteps=parse_numbers("--timesteps", timesteps, int),
+            sigmas=parse_numbers("--sigmas", sigmas, float),
             guidance_scale=guidance,
-            size=None if size is None else parse_size(size),
+            size=parse_size(size),
             binning=binning,
             eta=eta,
             latents=latents,
@@ -284,15 +285,14 @@ def plan(every: bool, as_json: bool, device: str, **arguments: Any) -> None:
     """
     from lowvram.cli.plans import as_document, as_table
     from lowvram.repository import resolve
-    from lowvram.run import picture_path, resolve_run
+    from lowvram.run import resolve_run
     from lowvram.terminal import quiet_environment
 
     quiet_environment()
     model = resolve(arguments.pop("model"), arguments.pop("revision"))
     prompts = arguments.pop("prompts")
-    tasks = resolve_run(
-        prompts, model, picture_path(None, prompts), **_for_run({**arguments, "device": device})
-    )
+    nowhere = Path(gettempdir(), "x.png")  # nothing is written, and this can be everywhere
+    tasks = resolve_run(prompts, model, nowhere, **_for_run({**arguments, "device": device}))
     from lowvram.stages import plan as planning  # imports torch
 
     there = planning.device_to_plan_for(device, tasks[0].vram)
@@ -324,7 +324,6 @@ plan.__annotations__ = {p.name: p.annotation for p in _signature_of_plan().param
 
 def _for_run(given: Mapping[str, Any]) -> dict[str, Any]:
     """The command line's words as the keyword arguments of `run.resolve_run`."""
-    size, timesteps, sigmas = given["size"], given["timesteps"], given["sigmas"]
     return {
         "negative_prompt": given["negative"],
         "decode": given["pixels"],
@@ -333,9 +332,9 @@ def _for_run(given: Mapping[str, Any]) -> dict[str, Any]:
         "clean_caption": given["clean"],
         "seed": parse_seeds(given["seed"]),
         "images_per_prompt": given["images"],
-        "timesteps": None if timesteps is None else parse_numbers("--timesteps", timesteps, int),
-        "sigmas": None if sigmas is None else parse_numbers("--sigmas", sigmas, float),
+        "timesteps": parse_numbers("--timesteps", given["timesteps"], int),
+        "sigmas": parse_numbers("--sigmas", given["sigmas"], float),
         "guidance_scale": given["guidance"],
-        "size": None if size is None else parse_size(size),
+        "size": parse_size(given["size"]),
         **{name: given[name] for name in _AS_THEY_ARE},
     }

@@ -135,7 +135,7 @@ def doctor(
 
     Names neither the user nor the home folder. Rates are measured in a few seconds and remembered.
     Exits with 5 when something that is needed is missing, too old or computes nonsense: a package,
-    the device, bfloat16, and on CUDA 8-bit layers, which encode uses there by itself.
+    the device, bfloat16, and on CUDA 8-bit layers, which the published recipe uses.
     """
     from lowvram.doctor import diagnose
     from lowvram.terminal import quiet_environment

@@ -1,1 +1,1 @@
-"""Memory: measured (`meter`), shown (`report`)."""
+"""Memory: foretold (`predict`), chosen within (`plan`), measured (`meter`), shown (`report`)."""

@@ -12,15 +12,13 @@ from typing import TYPE_CHECKING
 from lowvram.errors import RequestError
 from lowvram.memory.capacity import free_bytes
 from lowvram.memory.plan import Room, show
+from lowvram.memory.rates import Rates, assumed
 
 if TYPE_CHECKING:
     import torch
 
     from lowvram.memory.count import LiveBytes
 
-# What the driver counts for a process with torch's kernels loaded, where it was not measured: a
-# guess, on the large side.
-CONTEXT_BYTES = 550 << 20
 # Left to the desktop, and to what others take meanwhile, where the user sets no budget.
 MARGIN_BYTES = 300 << 20
 _RAM_MARGIN_BYTES = 1 << 30
@@ -41,37 +39,39 @@ def parse_bytes(option: str, text: str | None) -> int | None:
     return int(float(match[1]) * base ** ("kmgt".index(match[2]) + 1))
 
 
-def find_room(
-    device: "torch.device", vram: int, stage_budget: int, context: int = CONTEXT_BYTES
-) -> Room:
+def find_room(device: "torch.device", vram: int, stage_budget: int, rates: Rates) -> Room:
     """What a stage may allocate.
 
     Args:
         vram: bytes that the process may take on the device; 0 for what is free now.
         stage_budget: bytes that tensors may take, which then counts instead; 0 for none.
-        context: bytes that the process takes on a GPU without any tensor.
+        rates: for what context and libraries take on a GPU, measured or assumed.
 
     Raises:
         RequestError: nothing is left beside the context.
     """
+    libraries = overhead = 0
+    if device.type == "cuda":
+        guess = assumed(device.type)
+        libraries = _known(rates.cublas_bytes, guess.cublas_bytes)
+        overhead = _known(rates.context_bytes, guess.context_bytes)
     if stage_budget:
-        return Room(stage_budget, f"--stage-budget is {show(stage_budget)}")
+        return Room(stage_budget, "--stage-budget", libraries=libraries)
     if vram:
-        overhead = context if device.type == "cuda" else 0
         if vram <= overhead:
             raise RequestError(
                 f"--vram {show(vram)} is less than a process takes on a GPU without any tensor "
                 f"({show(overhead)}): use --vram {(overhead >> 20) + 512}MiB"
             )
-        return Room(vram - overhead, f"--vram is {show(vram)}", overhead)
+        return Room(vram - overhead, "--vram", overhead, libraries)
     free = free_bytes(device)
     if free is not None:
-        return Room(max(1 << 20, free - MARGIN_BYTES))
+        return Room(max(1 << 20, free - MARGIN_BYTES), libraries=libraries)
     if device.type == "cpu":
         import psutil
 
         return Room(max(1 << 20, psutil.virtual_memory().available - _RAM_MARGIN_BYTES))
-    return Room(0)
+    return Room(0, libraries=libraries)
 
 
 @contextmanager
@@ -100,10 +100,14 @@ def tracked(device: "torch.device", room: Room, weights: int) -> Iterator["LiveB
     Args:
         weights: bytes that are there already.
     """
-    if device.type != "cpu" or not room.asked:
+    if device.type != "cpu" or not room.option:
         yield None
         return
     from lowvram.memory.count import LiveBytes
 
     with LiveBytes(device.type, weights, room.bytes) as live:
         yield live
+
+
+def _known(measured: int | None, guess: int | None) -> int:
+    return (guess or 0) if measured is None else measured

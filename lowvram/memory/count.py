@@ -68,7 +68,7 @@ class LiveBytes(TorchDispatchMode):
         weakref.finalize(storage, self._forget, key)
         if self.limit is not None and self.now > self.limit:
             raise MemoryError(
-                f"{self.now / 1e9:.3f} GB of tensors, and {self.limit / 1e9:.3f} GB are allowed"
+                f"{self.now / 1e6:,.2f} MB of tensors, and {self.limit / 1e6:,.2f} MB are allowed"
             )
 
     def changed(self, key: int, size: int) -> None:

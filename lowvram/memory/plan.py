@@ -92,14 +92,16 @@ class Room:
 
     Attributes:
         bytes: 0 for no bound.
-        asked: how the user said so, for messages: "--vram 4GiB"; "" where it is what is free.
-        overhead: bytes that the process takes on the device beside, for context and libraries;
-            a user who is told to ask for more is told with them.
+        option: with which the user said so: "--vram"; "" where it is what is free.
+        overhead: bytes that the process takes on the device beside, for its context; a user who is
+            told to ask for more is told with them.
+        libraries: bytes of it that cuBLAS takes.
     """
 
     bytes: int
-    asked: str = ""
+    option: str = ""
     overhead: int = 0
+    libraries: int = 0
 
     def holds(self, need: Need) -> bool:
         """Whether it is enough."""
@@ -158,10 +160,11 @@ def _reason(option: Option[S], passed: Sequence[Option[S]], room: Room, steps_do
 def _too_small(stage: str, options: Sequence[Option[S]], room: Room, way_out: str) -> RequestError:
     least = min(options, key=_size)
     needed = _size(least) + room.overhead
-    asked, other = f"{show(room.bytes)} are free", "close other programs"
-    if room.asked:
-        asked, other = room.asked, f"use {room.asked.split()[0]} {-(-needed // (1 << 20))}MiB"
-    needs = f"{stage} with {least.name} needs {show(needed)} on the device and {asked}"
+    there, other = f"{show(room.bytes)} are free", "close other programs"
+    if room.option:
+        there = f"{room.option} is {show(room.bytes + room.overhead)}"
+        other = f"use {room.option} {-(-needed // (1 << 20))}MiB"
+    needs = f"{stage} with {least.name} needs {show(needed)} on the device and {there}"
     return RequestError(f"{needs}: {other}{way_out}")
 
 

@@ -1,7 +1,8 @@
 """Foretells peaks: the real modules run on tensors without storage, and live bytes are counted.
 
-Needs configurations only, no weights and no GPU. Against the real CPU allocator the count is exact;
-for CUDA the workspace of convolutions and the caching allocator's segments are added.
+Needs configurations only, no weights and no GPU. The workspace of convolutions and, for CUDA, the
+caching allocator's segments are added. benchmarks/results/prediction.md has it against the CPU's
+allocator.
 """
 
 import copy
@@ -17,9 +18,6 @@ from torch import Tensor, nn
 from lowvram.memory import allocator
 from lowvram.memory.count import LiveBytes, fake_device
 
-# What torch allocates for cuBLAS at the first matrix product: 32 MiB on Hopper, 8 elsewhere
-# (`CUDABlas.cpp`, default of CUBLAS_WORKSPACE_CONFIG). Not yet measured here.
-CUBLAS_BYTES = 32 << 20
 _TRACED_BLOCKS = 2  # the first may differ (T5's makes the position bias), the others are alike
 
 Event = tuple[int, int]  # a storage, and the bytes that came (or went, negative) with it

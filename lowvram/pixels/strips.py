@@ -99,6 +99,7 @@ class StripDecode:
                 source.copy_(picture.transpose(0, 1))
                 run = run_passes(passes, source, self.room_bytes, store, transfers, advance)
                 whole.copy_(run.transpose(0, 1))
+                del source, run  # or they would lie beside the next picture's maps
         return result
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import psutil
 
-from lowvram.memory.budget import CONTEXT_BYTES, find_room
+from lowvram.memory.budget import find_room
 from lowvram.memory.plan import Option, Room, choose
 from lowvram.memory.rates import Rates, assumed, recall
 from lowvram.request import AnyTask
@@ -51,7 +51,7 @@ def decide(
         RequestError: none fits. NothingSmallerError: what fits has run out of memory.
     """
     rates = rates_of(device)
-    room = find_room(device, task.vram, task.stage_budget, rates.context_bytes or CONTEXT_BYTES)
+    room = find_room(device, task.vram, task.stage_budget, rates)
     choice = choose(stage, offer(room), room, task.steps_down, way_out)
     predicted = choice.option.need.foretold(room, rates, dtype, psutil.Process().memory_info().rss)
     return Decision(choice.option.strategy, choice.reason, room, predicted)

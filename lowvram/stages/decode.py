@@ -105,7 +105,7 @@ def decode(task: DecodeTask, on_progress: OnProgress = ignore) -> StageResult:
         reasons,
         used,
         {"model": model.public_record()["name"], **records[0]["decode"]},
-        budget_bytes=decision.room.bytes if decision.room.asked else None,
+        budget_bytes=decision.room.bytes if decision.room.option else None,
         predicted=decision.predicted,
     )
     width, height = header.settings["requested"]

@@ -129,7 +129,7 @@ def denoise(
         reasons,
         used,
         {"model": model.public_record()["name"], **header.settings},
-        budget_bytes=decision.room.bytes if decision.room.asked else None,
+        budget_bytes=decision.room.bytes if decision.room.option else None,
         predicted=decision.predicted,
     )
     width, height = task.requested

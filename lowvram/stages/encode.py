@@ -112,7 +112,7 @@ def encode(task: EncodeTask, on_progress: OnProgress = ignore) -> StageResult:
             **header.settings,
             "negative_prompts": list(dict.fromkeys(task.negative_prompts)),
         },
-        budget_bytes=decision.room.bytes if decision.room.asked else None,
+        budget_bytes=decision.room.bytes if decision.room.option else None,
         predicted=decision.predicted,
     )
     return StageResult([Path(task.output)], items, report)

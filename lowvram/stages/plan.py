@@ -4,6 +4,7 @@ Texts are not tokenised here: a token is at least a byte, so that a text has no 
 bytes, and one for its end.
 """
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,9 +14,10 @@ import torch
 from lowvram.devices import choose_device, choose_dtype, dtype_name
 from lowvram.errors import RequestError
 from lowvram.families.family import Size
-from lowvram.memory.budget import CONTEXT_BYTES, find_room
+from lowvram.memory.budget import find_room
 from lowvram.memory.plan import Choice, Option, Room, choose
 from lowvram.memory.predict import trace
+from lowvram.memory.rates import Rates
 from lowvram.repository import Model
 from lowvram.request import DecodeTask, DenoiseTask, EncodeTask
 from lowvram.stages.decision import rates_of
@@ -78,7 +80,7 @@ def plan(
         RequestError: a stage cannot keep within its budget, and not every way is wanted.
     """
     rates, rows = rates_of(device), []
-    for stage in _stages(encode, denoise, decode, device, every):
+    for stage in _stages(encode, denoise, decode, device, rates, every):
         options = list(stage.options) if every else stage.options
         choice: Choice[Any] | None = None
         considered = (each for each in options if each.is_allowed(stage.asked))
@@ -113,14 +115,16 @@ def check_budget(encode: EncodeTask, denoise: DenoiseTask, decode: DecodeTask) -
 
 
 def device_to_plan_for(name: str, vram: int) -> torch.device:
-    """A device by name; with "auto" and a budget a CUDA card, whether there is one or not.
+    """A device by name. With "auto" and a budget, where there is no accelerator, a CUDA card that
+    is not here; "cuda" may always be planned for.
 
     Raises:
         DeviceError: no such device here, and it is no CUDA card.
     """
-    if name.startswith("cuda") or (name == "auto" and vram):
-        return torch.device("cuda" if name == "auto" else name)
-    return choose_device(name)
+    if re.fullmatch(r"cuda(:\d+)?", name):
+        return torch.device(name)
+    device = choose_device(name)
+    return torch.device("cuda") if name == "auto" and device.type == "cpu" and vram else device
 
 
 def _stages(
@@ -128,20 +132,20 @@ def _stages(
     denoise: DenoiseTask,
     decode: DecodeTask,
     device: torch.device,
+    rates: Rates,
     every: bool,
 ) -> Iterable[_Stage]:
     model = Model.from_record(encode.model)
     family = model.get_family()
-    context = rates_of(device).context_bytes or CONTEXT_BYTES
     dtypes = {}
     for task, role in ((encode, "text_encoder"), (denoise, "transformer"), (decode, "vae")):
         upcast = role == "vae" and bool(model.config("vae").get("force_upcast", True))
         dtypes[role], _ = choose_dtype(task.dtype, family.component(role).dtype, device, upcast)
 
-    texts = {text for text in (*encode.prompts, *encode.negative_prompts)}
+    texts = {*encode.prompts, *encode.negative_prompts}
     tokens = max(len(text.encode()) + 1 for text in texts)
     tokens = encode.max_tokens if encode.padding == "max" else min(tokens, encode.max_tokens)
-    room = find_room(device, encode.vram, encode.stage_budget, context)
+    room = find_room(device, encode.vram, encode.stage_budget, rates)
     wanted = Texts(len(texts), tokens)
     asked = "all" if every else encode.weights
     dtype = dtypes["text_encoder"]
@@ -155,7 +159,7 @@ def _stages(
     encoder = shapes(model, "text_encoder", dtype)
     made = trace(encoder, encode_once(family, tokens), family.component("text_encoder").blocks)
 
-    room = find_room(device, denoise.vram, denoise.stage_budget, context)
+    room = find_room(device, denoise.vram, denoise.stage_budget, rates)
     count = min(denoise.batch_size, len(denoise.seeds))
     configs = {role: model.config(role) for role in ("transformer", "vae")}
     shape = (count, *family.latent_shape(configs, Size(*denoise.rendered)))
@@ -172,7 +176,7 @@ def _stages(
         transformer_options(model, asked, dtype, device, room, steps),
     )
 
-    room = find_room(device, decode.vram, decode.stage_budget, context)
+    room = find_room(device, decode.vram, decode.stage_budget, rates)
     count = min(decode.batch_size, len(denoise.seeds))
     batches = -(-len(denoise.seeds) // count)
     asked = "all" if every else decode.decode

@@ -26,7 +26,8 @@ from lowvram.weights.checkpoint import (
     skeleton,
     stored_dtype,
 )
-from lowvram.weights.lanes import ALIGNMENT, Unit, choose_lane
+from lowvram.weights.lanes import Unit, choose_lane
+from lowvram.weights.layout import Layout, streaming_modules, unit_bytes
 from lowvram.weights.lockstep import Lockstep
 from lowvram.weights.pump import Pump
 from lowvram.weights.shards import Shards
@@ -77,13 +78,13 @@ class Streamed:
 
     def sizes(self, network: nn.Module) -> list[int]:
         """See `Weights.sizes`: what stays, and the window."""
-        return _Layout(network, self.blocks).sizes(self)
+        return Layout(network, self.blocks).sizes(self)
 
     def moving(self, network: nn.Module) -> int:
         """Bytes that come and go in a pass, of a network that may have no storage."""
         blocks = list(network.get_submodule(self.blocks).children())
         modules = streaming_modules(blocks, self.unit, self.resident)
-        return sum(_unit_bytes(module) for _, module in modules)
+        return sum(unit_bytes(module) for _, module in modules)
 
     def load(self, model_class: Any, folder: Path, device: torch.device) -> "Streaming":
         """See `Weights.load`."""
@@ -299,26 +300,6 @@ class EmbeddingRows(nn.Module):
         return functional.embedding(places, rows.to(ids.device))
 
 
-def streaming_modules(
-    blocks: Sequence[nn.Module], unit: str, resident: int
-) -> list[tuple[int, nn.Module]]:
-    """The modules that stream, each with its block's index, in order of use.
-
-    Of `resident` blocks that stay, evenly spaced, the transfers of others hide behind each.
-    """
-    count = len(blocks)
-    stay = {(2 * i + 1) * count // (2 * resident) for i in range(resident)}
-    going = [(index, block) for index, block in enumerate(blocks) if index not in stay]
-    if unit == "block":
-        return going
-    return [
-        (index, module)
-        for index, block in going
-        for module in block.modules()
-        if isinstance(module, nn.Linear)
-    ]
-
-
 def fit(
     model: nn.Module, how: Streamed, room: int | None, units: Sequence[str] = UNITS
 ) -> tuple[Streamed, list[int]]:
@@ -335,7 +316,7 @@ def fit(
     Returns:
         that way, and the sizes that it holds (`Streamed.sizes`).
     """
-    layout = _Layout(model, how.blocks)
+    layout = Layout(model, how.blocks)
     ways: list[Streamed] = []
     if "block" in units:
         stay = 0
@@ -350,39 +331,6 @@ def fit(
         if room is None or sum(held) <= room:
             break
     return way, held
-
-
-class _Layout:
-    """Bytes of a network's tensors by where they stand."""
-
-    def __init__(self, model: nn.Module, blocks: str) -> None:
-        self.blocks = list(model.get_submodule(blocks).children())
-        inside = {id(p) for block in self.blocks for p in block.parameters()}
-        tables = {id(m.weight) for m in model.modules() if type(m) is nn.Embedding} - inside
-        others = itertools.chain(model.parameters(), model.buffers())
-        self.outside = [_bytes(t) for t in others if id(t) not in inside | tables]
-        self.largest = max(_unit_bytes(block) for block in self.blocks)
-
-    def sizes(self, how: Streamed) -> list[int]:
-        """See `Streamed.sizes`."""
-        moving = streaming_modules(self.blocks, how.unit, how.resident)
-        largest = self.largest
-        if how.unit == "matrix":
-            largest = max((_unit_bytes(module) for _, module in moving), default=0)
-        goes = {id(p) for _, module in moving for p in module.parameters()}
-        stays = [
-            _bytes(p) for block in self.blocks for p in block.parameters() if id(p) not in goes
-        ]
-        return [*self.outside, *stays, *[largest] * min(how.window, len(moving))]
-
-
-def _unit_bytes(module: nn.Module) -> int:
-    """As `Unit.of` lays it out."""
-    return sum(-(-_bytes(p) // ALIGNMENT) * ALIGNMENT for p in module.parameters())
-
-
-def _bytes(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
 
 
 def _placeholder(shards: Shards, name: str, dtype: torch.dtype) -> nn.Parameter:

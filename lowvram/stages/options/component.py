@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from lowvram.memory.plan import Need, Room
-from lowvram.memory.predict import CUBLAS_BYTES, Trace, cuda_peaks, without_storage
+from lowvram.memory.predict import Trace, cuda_peaks, without_storage
 from lowvram.repository import Model
 from lowvram.weights.checkpoint import build, find_class
 
@@ -19,7 +19,7 @@ LEFT_TO_ALLOCATOR = (0.0, 0.03, 0.06, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5)
 
 
 def shapes(model: Model, role: str, dtype: torch.dtype) -> "nn.Module":
-    """The component without storage; do not change it.
+    """The component without storage.
 
     Raises:
         ModelError: its configuration is missing.
@@ -54,8 +54,8 @@ def need(
         allocated = sum(held) + traced.activations
         carried = 0 if device.type == "cpu" else transferred
         return Need(allocated, None, host, read, carried, flops, overlaps)
-    found = room.bytes and cuda_peaks(held, traced, CUBLAS_BYTES, room.bytes)
-    peaks = found or cuda_peaks(held, traced, CUBLAS_BYTES)
+    found = room.bytes and cuda_peaks(held, traced, room.libraries, room.bytes)
+    peaks = found or cuda_peaks(held, traced, room.libraries)
     assert peaks is not None  # without a cap it always succeeds
     return Need(peaks.allocated, peaks.reserved, host, read, transferred, flops, overlaps)
 

@@ -108,7 +108,7 @@ def _streamed(
     """By blocks, then by matrices; as many texts at once as there is room for."""
     for unit in ("block", "matrix"):
         for left in LEFT_TO_ALLOCATOR:
-            filled = Room(int((1 - left) * room.bytes), room.asked, room.overhead)
+            filled = int((1 - left) * room.bytes)
             how, took = _fit_stream(
                 stream, unit, network, traced, device, room, filled, texts, stored
             )
@@ -124,14 +124,14 @@ def _fit_stream(
     traced: Trace,
     device: torch.device,
     room: Room,
-    filled: Room,
+    filled: int,
     texts: Texts,
     stored: int,
 ) -> tuple[Streamed, Need]:
-    """Streaming by a unit, with windows and texts at once that fill the room `filled`."""
-    free = filled.bytes - traced.activations if room.bytes else None
+    """Streaming by a unit, with windows and texts at once that fill so many bytes of the room."""
+    free = filled - traced.activations if room.bytes else None
     how, held = fit(network, stream, free, (unit,))
-    spare = max(0, filled.bytes - sum(held)) if room.bytes else _PARKED_BYTES
+    spare = max(0, filled - sum(held)) if room.bytes else _PARKED_BYTES
     parked = spare - traced.activations if device.type == "cpu" else _PARKED_BYTES
     together = max(1, parked // max(1, traced.parked))
     group = max(1, spare // max(1, traced.activations)) if unit == "matrix" else 1

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -62,14 +62,17 @@ def transformer_options(
 
     Args:
         asked: "auto" or "all", "whole" or "stream".
-        room: to which streaming fits itself.
+        room: to which streaming fits itself; a stream that is asked for without a budget keeps to
+            two blocks, for who asks for it wants little held.
     """
     family = model.get_family()
     component = family.component("transformer")
     network = shapes(model, "transformer", dtype)
-    stream = Streamed(dtype, component.blocks, repeats=True)
     whole = Whole(dtype).sizes(network)
     stored = stored_bytes(model, "transformer", network)
+    keep = _has_room(sum(whole), device)
+    stream = Streamed(dtype, component.blocks, repeats=True, keep=keep)
+    fills = bool(room.bytes) and (asked != "stream" or bool(room.option))
     names = ("whole", "stream") if asked in ("auto", "all") else (asked,)
     for name in names:
         for savings in LADDER if steps.guidance else UNGUIDED:
@@ -88,8 +91,9 @@ def transformer_options(
                 )
                 yield Option(Placed(Whole(dtype), savings), name, took, str(savings))
                 continue
-            how = replace(stream, keep=_has_room(sum(whole), device))
-            how, took = _fit_stream(how, network, traced, device, room, savings, steps, stored)
+            how, took = _fit_stream(
+                stream, network, traced, device, room, fills, savings, steps, stored
+            )
             yield Option(Placed(how, savings), name, took, f"{how}; {savings}")
 
 
@@ -99,6 +103,7 @@ def _fit_stream(
     traced: Trace,
     device: torch.device,
     room: Room,
+    fills: bool,
     savings: Savings,
     steps: Steps,
     stored: int,
@@ -107,7 +112,7 @@ def _fit_stream(
     # Matrices that come and go cannot be used chunk by chunk.
     units = ("block",) if savings.feed_forward_chunks > 1 else UNITS
     for left in LEFT_TO_ALLOCATOR:
-        free = int((1 - left) * room.bytes) - traced.activations if room.bytes else None
+        free = int((1 - left) * room.bytes) - traced.activations if fills else None
         how, held = fit(network, stream, free, units)
         host = sum(Whole(stream.dtype).sizes(network)) if how.keep else 2 * max(held)
         took = need(
