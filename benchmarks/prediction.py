@@ -111,7 +111,7 @@ def cases(model: str, sizes: tuple[tuple[int, int], ...], work: Path) -> Iterato
             for batch in (1, 3):
                 with measured("decode", f"{size[0]}x{size[1]}, {pixels}, batch {batch}") as row:
                     made = lowvram.decode(
-                        latents, output=work / "x.png", pixels=pixels, batch_size=batch
+                        latents, output=work / "x.png", decode=pixels, batch_size=batch
                     )
                     row["report"] = made.report
                 yield finished(row)

@@ -5,13 +5,17 @@ prompt or picture, and the report of memory and time. `run` (in run.py) does all
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Unpack
 
 from lowvram import artifacts
-from lowvram.families.family import Size
+from lowvram.errors import ArtifactError
 from lowvram.progress import OnProgress, ignore
-from lowvram.repository import DEFAULT_MODEL, resolve
-from lowvram.request import model_of, resolve_decode, resolve_denoise, resolve_encode
+from lowvram.repository import DEFAULT_MODEL, Model, resolve
+from lowvram.request.decode import DecodeOptions, resolve_decode
+from lowvram.request.denoise import DenoiseOptions, resolve_denoise
+from lowvram.request.encode import EncodeOptions, resolve_encode
 from lowvram.stages import decode as decode_stage
 from lowvram.stages import denoise as denoise_stage
 from lowvram.stages import encode as encode_stage
@@ -24,37 +28,20 @@ def encode(
     model: str = DEFAULT_MODEL,
     *,
     output: str | Path,
-    negative_prompt: str | Sequence[str] = "",
-    weights: str = "auto",
-    dtype: str = "auto",
-    device: str = "auto",
-    clean_caption: bool = True,
-    padding: str = "none",
-    max_tokens: int | None = None,
-    vram: int | None = None,
-    stage_budget: int | None = None,
     revision: str | None = None,
     on_progress: OnProgress = ignore,
+    **options: Unpack[EncodeOptions],
 ) -> StageResult:
-    """Prompts to embeddings, with the text encoder alone. Arguments: `request.resolve_encode`.
+    """Prompts to embeddings, with the text encoder alone.
+
+    Args:
+        output: x.embeds.safetensors.
+        options: see `request.encode.resolve_encode`.
 
     Raises:
         LowvramError: see errors.py.
     """
-    task = resolve_encode(
-        prompts,
-        resolve(model, revision),
-        output,
-        negative_prompt=negative_prompt,
-        weights=weights,
-        dtype=dtype,
-        device=device,
-        clean_caption=clean_caption,
-        padding=padding,
-        max_tokens=max_tokens,
-        vram=vram,
-        stage_budget=stage_budget,
-    )
+    task = resolve_encode(prompts, resolve(model, revision), output, **options)
     return encode_stage.encode(task, on_progress)
 
 
@@ -63,58 +50,25 @@ def denoise(
     *,
     output: str | Path,
     model: str | None = None,
-    seed: int | Sequence[int] = 0,
-    images_per_prompt: int | None = None,
-    steps: int | None = None,
-    timesteps: Sequence[int] | None = None,
-    sigmas: Sequence[float] | None = None,
-    guidance_scale: float | None = None,
-    size: Size | tuple[int, int] | None = None,
-    binning: bool = True,
-    eta: float = 0.0,
-    latents: str | Path | None = None,
-    weights: str = "auto",
-    dtype: str = "auto",
-    device: str = "auto",
-    batch_size: int = 1,
-    vram: int | None = None,
-    stage_budget: int | None = None,
     callback: Callback | None = None,
     callback_steps: int = 1,
     on_progress: OnProgress = ignore,
+    **options: Unpack[DenoiseOptions],
 ) -> StageResult:
-    """Embeddings to latents, with the transformer alone. Arguments: `request.resolve_denoise`.
+    """Embeddings to latents, with the transformer alone.
 
     Args:
+        output: x.latents.safetensors.
         model: None for the one that the embeddings were made for.
         callback: called with step, timestep and latents after every `callback_steps`th step.
+        options: see `request.denoise.resolve_denoise`.
 
     Raises:
         LowvramError: see errors.py.
     """
     header = artifacts.read_header(Path(embeds), "embeds")
-    task = resolve_denoise(
-        embeds,
-        model_of(Path(embeds), header, model),
-        output,
-        prompts=len(header.items),
-        seed=seed,
-        images_per_prompt=images_per_prompt,
-        steps=steps,
-        timesteps=timesteps,
-        sigmas=sigmas,
-        guidance_scale=guidance_scale,
-        size=size,
-        binning=binning,
-        eta=eta,
-        latents=latents,
-        weights=weights,
-        dtype=dtype,
-        device=device,
-        batch_size=batch_size,
-        vram=vram,
-        stage_budget=stage_budget,
-    )
+    made_for = _model_of(Path(embeds), header, model)
+    task = resolve_denoise(embeds, made_for, output, prompts=len(header.items), **options)
     return denoise_stage.denoise(task, on_progress, callback, callback_steps)
 
 
@@ -123,33 +77,42 @@ def decode(
     *,
     output: str | Path,
     model: str | None = None,
-    pixels: str = "auto",
-    dtype: str = "auto",
-    device: str = "auto",
-    batch_size: int = 1,
-    vram: int | None = None,
-    stage_budget: int | None = None,
     on_progress: OnProgress = ignore,
+    **options: Unpack[DecodeOptions],
 ) -> StageResult:
-    """Latents to pictures, with the VAE alone. Arguments: `request.resolve_decode`.
+    """Latents to pictures, with the VAE alone.
 
     Args:
+        output: x.png.
         model: None for the one that the latents were made for.
-        pixels: how the VAE decodes, "auto", "whole", "strips" or "blended".
+        options: see `request.decode.resolve_decode`.
 
     Raises:
         LowvramError: see errors.py.
     """
     header = artifacts.read_header(Path(latents), "latents")
-    task = resolve_decode(
-        latents,
-        model_of(Path(latents), header, model),
-        output,
-        decode=pixels,
-        dtype=dtype,
-        device=device,
-        batch_size=batch_size,
-        vram=vram,
-        stage_budget=stage_budget,
-    )
+    task = resolve_decode(latents, _model_of(Path(latents), header, model), output, **options)
     return decode_stage.decode(task, on_progress)
+
+
+def _model_of(path: Path, header: artifacts.Header, name: str | None) -> Model:
+    """The model that a file was made for.
+
+    Args:
+        name: what the user named with -m; None to trust the file.
+
+    Raises:
+        ArtifactError: the user named another model than the file's.
+    """
+    made_for = Model.from_record(header.model)
+    if name is None:
+        return made_for
+    model = resolve(name)
+    if (model.name, model.family) != (made_for.name, made_for.family):
+        raise ArtifactError(
+            f"{path} was made for {made_for.name}, but --model is {name}: "
+            "encode again, or drop --model"
+        )
+    # The commits that the file was made with; but a folder as it is now.
+    on_hub = {role: source for role, source in made_for.sources.items() if source.kind == "hub"}
+    return replace(model, sources={**model.sources, **on_hub})

@@ -12,29 +12,20 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from lowvram import artifacts
 from lowvram.errors import LowvramError, MemoryExhaustedError, NothingSmallerError, RequestError
-from lowvram.families.family import Size
 from lowvram.memory.report import table
 from lowvram.memory.report_files import to_text
 from lowvram.processes import StageProcesses
 from lowvram.progress import OnProgress, ignore
-from lowvram.repository import DEFAULT_MODEL, Model, resolve
-from lowvram.request import (
-    DecodeTask,
-    DenoiseTask,
-    EncodeTask,
-    resolve_decode,
-    resolve_denoise,
-    resolve_encode,
-    to_json,
-)
+from lowvram.repository import DEFAULT_MODEL, resolve
+from lowvram.request.run import RunOptions, Tasks, resolve_run
+from lowvram.request.tasks import to_json
 from lowvram.stages.dispatch import STAGES, carry_out
 
 DEFAULT_FOLDER = Path("outputs")
-Tasks = tuple[EncodeTask, DenoiseTask, DecodeTask]
 Carry = Callable[[str, Mapping[str, Any], OnProgress], dict[str, Any]]
 
 log = logging.getLogger(__name__)
@@ -87,37 +78,17 @@ def run(
     model: str = DEFAULT_MODEL,
     output: str | Path | None = None,
     *,
-    negative_prompt: str | Sequence[str] = "",
-    encoder_weights: str = "auto",
-    transformer_weights: str = "auto",
-    decode: str = "auto",
-    vram: int | None = None,
-    stage_budget: int | None = None,
-    clean_caption: bool = True,
-    padding: str = "none",
-    max_tokens: int | None = None,
-    seed: int | Sequence[int] = 0,
-    images_per_prompt: int | None = None,
-    steps: int | None = None,
-    timesteps: Sequence[int] | None = None,
-    sigmas: Sequence[float] | None = None,
-    guidance_scale: float | None = None,
-    size: Size | tuple[int, int] | None = None,
-    binning: bool = True,
-    eta: float = 0.0,
-    latents: str | Path | None = None,
-    dtype: str = "auto",
-    device: str = "auto",
-    batch_size: int = 1,
     revision: str | None = None,
     in_process: bool = False,
     on_progress: OnProgress = ignore,
+    **options: Unpack[RunOptions],
 ) -> RunResult:
-    """Make pictures. The arguments are those of the three stages; see `request.resolve_*`.
+    """Make pictures.
 
     Args:
         output: a picture (x.png), or a folder; None for a new file in `outputs/`.
         in_process: run all stages in this process, with the same release and check between them.
+        options: those of the three stages; see `request.run.RunOptions`.
 
     Raises:
         LowvramError: see errors.py. What earlier stages made is kept, and the message names it.
@@ -125,124 +96,10 @@ def run(
     with ExitStack() as stack:
         processes = None if in_process else stack.enter_context(StageProcesses())
         texts = [prompts] if isinstance(prompts, str) else list(prompts)
-        tasks = resolve_run(
-            prompts,
-            resolve(model, revision),
-            _picture_path(output, texts),
-            negative_prompt=negative_prompt,
-            encoder_weights=encoder_weights,
-            transformer_weights=transformer_weights,
-            decode=decode,
-            vram=vram,
-            stage_budget=stage_budget,
-            clean_caption=clean_caption,
-            padding=padding,
-            max_tokens=max_tokens,
-            seed=seed,
-            images_per_prompt=images_per_prompt,
-            steps=steps,
-            timesteps=timesteps,
-            sigmas=sigmas,
-            guidance_scale=guidance_scale,
-            size=size,
-            binning=binning,
-            eta=eta,
-            latents=latents,
-            dtype=dtype,
-            device=device,
-            batch_size=batch_size,
-        )
+        picture = _picture_path(output, texts)
+        tasks = resolve_run(prompts, resolve(model, revision), picture, **options)
         results = _run_stages(tasks, processes, on_progress)
     return _finish(results, tasks)
-
-
-def resolve_run(
-    prompts: str | Sequence[str],
-    model: Model,
-    picture: Path,
-    *,
-    negative_prompt: str | Sequence[str] = "",
-    encoder_weights: str = "auto",
-    transformer_weights: str = "auto",
-    decode: str = "auto",
-    vram: int | None = None,
-    stage_budget: int | None = None,
-    clean_caption: bool = True,
-    padding: str = "none",
-    max_tokens: int | None = None,
-    seed: int | Sequence[int] = 0,
-    images_per_prompt: int | None = None,
-    steps: int | None = None,
-    timesteps: Sequence[int] | None = None,
-    sigmas: Sequence[float] | None = None,
-    guidance_scale: float | None = None,
-    size: Size | tuple[int, int] | None = None,
-    binning: bool = True,
-    eta: float = 0.0,
-    latents: str | Path | None = None,
-    dtype: str = "auto",
-    device: str = "auto",
-    batch_size: int = 1,
-) -> Tasks:
-    """Check what was asked of the three stages. Arguments: `request.resolve_*`.
-
-    Args:
-        picture: x.png; the files in between lie beside it.
-
-    Raises:
-        RequestError: names the value and the way out.
-    """
-    texts = [prompts] if isinstance(prompts, str) else list(prompts)
-    embeds, clean = (Path(f"{picture.with_suffix('')}{s}") for s in artifacts.SUFFIXES.values())
-    return (
-        resolve_encode(
-            texts,
-            model,
-            embeds,
-            negative_prompt=negative_prompt,
-            weights=encoder_weights,
-            dtype=_encoder_dtype(model, dtype),
-            device=device,
-            clean_caption=clean_caption,
-            padding=padding,
-            max_tokens=max_tokens,
-            vram=vram,
-            stage_budget=stage_budget,
-        ),
-        resolve_denoise(
-            embeds,
-            model,
-            clean,
-            prompts=len(texts),
-            seed=seed,
-            images_per_prompt=images_per_prompt,
-            steps=steps,
-            timesteps=timesteps,
-            sigmas=sigmas,
-            guidance_scale=guidance_scale,
-            size=size,
-            binning=binning,
-            eta=eta,
-            latents=latents,
-            weights=transformer_weights,
-            dtype=dtype,
-            device=device,
-            batch_size=batch_size,
-            vram=vram,
-            stage_budget=stage_budget,
-        ),
-        resolve_decode(
-            clean,
-            model,
-            picture,
-            decode=decode,
-            dtype=dtype,
-            device=device,
-            batch_size=batch_size,
-            vram=vram,
-            stage_budget=stage_budget,
-        ),
-    )
 
 
 def _run_stages(
@@ -291,11 +148,6 @@ def _stepping_down(
             first = first or error
             log.warning("%s: trying what takes less", error)
     raise AssertionError("unreachable")
-
-
-def _encoder_dtype(model: Model, asked: str) -> str:
-    """The dtype asked for all stages, unless the text encoder gives wrong results in it."""
-    return "auto" if asked == model.get_family().component("text_encoder").overflows_in else asked
 
 
 def _finish(results: list[dict[str, Any]], tasks: Tasks) -> RunResult:

@@ -73,7 +73,7 @@ def test_through_the_stage(tiny: Path, tmp_path: Path) -> None:
     run = lowvram.run("a cat", str(tiny), tmp_path / "x.png", steps=1, in_process=True)
     for pixels in ("whole", "strips", "blended"):
         made = lowvram.decode(
-            run.images[0].latents, output=tmp_path / f"{pixels}.png", pixels=pixels
+            run.images[0].latents, output=tmp_path / f"{pixels}.png", decode=pixels
         )
         assert read_record(made.paths[0])["decode"]["strategy"] == pixels
         assert made.report.weights == pixels

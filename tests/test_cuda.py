@@ -107,7 +107,7 @@ def test_strips_are_the_whole_decode_within_their_budget(tiny: Path, tmp_path: P
     latents, pictures = made.images[0].latents, {}
     for pixels in ("whole", "strips"):
         result = lowvram.decode(
-            latents, output=tmp_path / f"{pixels}.png", pixels=pixels, device="cuda", dtype="fp32",
+            latents, output=tmp_path / f"{pixels}.png", decode=pixels, device="cuda", dtype="fp32",
             stage_budget=64 << 20,
         )  # fmt: skip
         assert result.report.peak_allocated_bytes <= 64 << 20

@@ -16,8 +16,9 @@ from lowvram import errors
 from lowvram.memory.count import LiveBytes
 from lowvram.progress import ignore
 from lowvram.repository import resolve
-from lowvram.request import to_json
-from lowvram.run import _stepping_down, resolve_run
+from lowvram.request.run import resolve_run
+from lowvram.request.tasks import to_json
+from lowvram.run import _stepping_down
 from lowvram.stages.dispatch import STAGES, carry_out
 
 FAULTS = 50

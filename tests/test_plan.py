@@ -21,7 +21,7 @@ from lowvram.memory.predict import trace
 from lowvram.memory.rates import assumed
 from lowvram.pixels.whole import WholeDecode
 from lowvram.repository import resolve
-from lowvram.run import resolve_run
+from lowvram.request.run import resolve_run
 from lowvram.stages import decision
 from lowvram.stages import plan as planning
 from lowvram.stages.options.component import shapes
@@ -203,7 +203,7 @@ def test_the_foretold_peak_is_enough_and_less_is_not(
             embeds, output=latents, steps=2, weights=weights, stage_budget=size
         ),
         lambda size: lowvram.decode(
-            latents, output=tmp_path / "b.png", pixels=decode, stage_budget=size
+            latents, output=tmp_path / "b.png", decode=decode, stage_budget=size
         ),
     ]
     for report, stage in zip(free.stages, stages, strict=True):

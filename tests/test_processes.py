@@ -14,7 +14,8 @@ from lowvram import errors
 from lowvram.processes import StageProcesses
 from lowvram.progress import Progress
 from lowvram.repository import resolve
-from lowvram.request import resolve_encode, to_json
+from lowvram.request.encode import resolve_encode
+from lowvram.request.tasks import to_json
 
 
 def children() -> list[psutil.Process]:

@@ -9,14 +9,9 @@ import typer
 from lowvram.errors import RequestError
 from lowvram.families.family import Size
 from lowvram.prepared import WEIGHTS as PREPARED_WEIGHTS
-from lowvram.request import (
-    DECODES,
-    DTYPES,
-    MAX_IMAGES,
-    PADDINGS,
-    TRANSFORMER_WEIGHTS,
-    WEIGHTS,
-)
+from lowvram.request.decode import DECODES
+from lowvram.request.denoise import MAX_IMAGES, TRANSFORMER_WEIGHTS
+from lowvram.request.encode import DTYPES, PADDINGS, WEIGHTS
 
 Number = TypeVar("Number", int, float)
 

@@ -43,7 +43,8 @@ from lowvram.cli.options import (
 from lowvram.cli.output import beside, print_json, print_stage, showing_progress
 from lowvram.memory.budget import parse_bytes
 from lowvram.repository import DEFAULT_MODEL
-from lowvram.request import TRANSFORMER_WEIGHTS, WEIGHTS
+from lowvram.request.denoise import TRANSFORMER_WEIGHTS
+from lowvram.request.encode import WEIGHTS
 
 _AS_THEY_ARE = (
     "encoder_weights",
@@ -189,7 +190,7 @@ def decode(
             latents,
             output=output or beside(latents, ".png"),
             model=model,
-            pixels=pixels,
+            decode=pixels,
             dtype=dtype,
             device=device,
             batch_size=batch_size,
@@ -285,7 +286,7 @@ def plan(every: bool, as_json: bool, device: str, **arguments: Any) -> None:
     """
     from lowvram.cli.plans import as_document, as_table
     from lowvram.repository import resolve
-    from lowvram.run import resolve_run
+    from lowvram.request.run import resolve_run
     from lowvram.terminal import quiet_environment
 
     quiet_environment()

@@ -9,7 +9,7 @@ import psutil
 from lowvram.memory.budget import find_room
 from lowvram.memory.plan import Option, Room, choose
 from lowvram.memory.rates import Rates, assumed, recall
-from lowvram.request import AnyTask
+from lowvram.request.tasks import AnyTask
 
 if TYPE_CHECKING:
     import torch

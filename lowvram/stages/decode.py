@@ -15,7 +15,7 @@ from lowvram.pixels.fit import fit, to_levels
 from lowvram.pixels.strategy import OnWork, Pixels
 from lowvram.progress import OnProgress, Progress, ignore
 from lowvram.repository import Model
-from lowvram.request import DecodeTask
+from lowvram.request.decode import DecodeTask
 from lowvram.stages.result import StageResult, in_batches, report_stage
 from lowvram.weights.whole import Whole
 

@@ -19,7 +19,7 @@ from lowvram.families.family import Family, Size
 from lowvram.memory.meter import Meter
 from lowvram.progress import OnProgress, Progress, ignore
 from lowvram.repository import Model
-from lowvram.request import DenoiseTask
+from lowvram.request.denoise import DenoiseTask
 from lowvram.stages.result import StageResult, in_batches, report_stage
 from lowvram.stages.savings import Savings, chunk_feed_forward, guided, real_tokens
 from lowvram.stages.schedule import scheduler_maker, step_options

@@ -3,17 +3,20 @@
 from collections.abc import Mapping
 from typing import Any
 
-from lowvram import request
 from lowvram.progress import OnProgress
+from lowvram.request.decode import DecodeTask
+from lowvram.request.denoise import DenoiseTask
+from lowvram.request.encode import EncodeTask
+from lowvram.request.tasks import from_json
 from lowvram.stages.decode import decode
 from lowvram.stages.denoise import check, denoise
 from lowvram.stages.encode import encode
 
 STAGES = ("encode", "denoise", "decode")
 _TASKS = {
-    "encode": request.EncodeTask,
-    "denoise": request.DenoiseTask,
-    "decode": request.DecodeTask,
+    "encode": EncodeTask,
+    "denoise": DenoiseTask,
+    "decode": DecodeTask,
 }
 
 
@@ -23,7 +26,7 @@ def carry_out(stage: str, task: Mapping[str, Any], on_progress: OnProgress) -> d
     Args:
         stage: "encode", "denoise" or "decode"; or "check", for whether a denoise task can be done,
             or "plan", for whether all three keep within their budgets.
-        task: the stage's task as `request.to_json` gives it; for "plan" those of all, by stage.
+        task: as `request.tasks.to_json` gives it; for "plan" those of all stages, by name.
 
     Returns:
         `StageResult` as JSON types: "paths", "items", "report".
@@ -32,19 +35,19 @@ def carry_out(stage: str, task: Mapping[str, Any], on_progress: OnProgress) -> d
         LowvramError: as the stage does.
     """
     if stage == "check":
-        check(request.from_json(request.DenoiseTask, task))
+        check(from_json(DenoiseTask, task))
         return {}
     if stage == "plan":
         from lowvram.stages.plan import check_budget
 
-        check_budget(*(request.from_json(kind, task[name]) for name, kind in _TASKS.items()))
+        check_budget(*(from_json(kind, task[name]) for name, kind in _TASKS.items()))
         return {}
     if stage == "encode":
-        result = encode(request.from_json(request.EncodeTask, task), on_progress)
+        result = encode(from_json(EncodeTask, task), on_progress)
     elif stage == "denoise":
-        result = denoise(request.from_json(request.DenoiseTask, task), on_progress)
+        result = denoise(from_json(DenoiseTask, task), on_progress)
     else:
-        result = decode(request.from_json(request.DecodeTask, task), on_progress)
+        result = decode(from_json(DecodeTask, task), on_progress)
     return {
         "paths": [str(path) for path in result.paths],
         "items": result.items,

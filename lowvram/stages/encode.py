@@ -19,7 +19,7 @@ from lowvram.families.family import Family
 from lowvram.memory.meter import Meter
 from lowvram.progress import OnProgress, Progress, ignore
 from lowvram.repository import Model
-from lowvram.request import EncodeTask
+from lowvram.request.encode import EncodeTask
 from lowvram.stages.result import StageResult, report_stage
 from lowvram.weights.checkpoint import Loaded, broken_files_named, find_class
 

@@ -19,7 +19,9 @@ from lowvram.memory.plan import Choice, Option, Room, choose
 from lowvram.memory.predict import trace
 from lowvram.memory.rates import Rates
 from lowvram.repository import Model
-from lowvram.request import DecodeTask, DenoiseTask, EncodeTask
+from lowvram.request.decode import DecodeTask
+from lowvram.request.denoise import DenoiseTask
+from lowvram.request.encode import EncodeTask
 from lowvram.stages.decision import rates_of
 from lowvram.stages.options.component import shapes
 from lowvram.stages.options.encoder import Texts, encode_once, encoder_options

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from lowvram.errors import ModelError, RequestError, first_line
 from lowvram.repository import Model
-from lowvram.request import DenoiseTask
+from lowvram.request.denoise import DenoiseTask
 from lowvram.weights.checkpoint import find_class
 
 if TYPE_CHECKING:

@@ -1,0 +1,184 @@
+"""What was asked of the denoise stage."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from operator import index
+from pathlib import Path
+from typing import Any, TypedDict
+
+from lowvram.errors import ModelError, RequestError
+from lowvram.families.family import Size
+from lowvram.repository import Model
+from lowvram.request.checks import artifact, budget, in_range, one_of
+from lowvram.request.encode import DTYPES
+
+TRANSFORMER_WEIGHTS = ("auto", "whole", "stream")
+MAX_SEED = 2**63 - 1
+MAX_IMAGES = 10_000
+
+
+@dataclass(frozen=True)
+class DenoiseTask:
+    """Everything the denoise stage needs. See `resolve_denoise`."""
+
+    model: dict[str, Any]
+    embeds: str
+    output: str
+    seeds: tuple[int, ...]  # one per picture, prompt by prompt
+    images_per_prompt: int
+    steps: int
+    timesteps: tuple[int, ...]  # empty: the scheduler's own
+    sigmas: tuple[float, ...]  # likewise
+    guidance_scale: float
+    requested: tuple[int, int]  # width, height in px
+    rendered: tuple[int, int]
+    eta: float
+    latents: str  # a file of starting latents, "" to draw them
+    weights: str
+    dtype: str
+    device: str
+    batch_size: int
+    vram: int
+    stage_budget: int
+    steps_down: int
+
+    @property
+    def asks_the_scheduler(self) -> bool:
+        """Whether only the model's scheduler, or a file, can tell if this can be done."""
+        return bool(self.timesteps or self.sigmas or self.eta or self.latents)
+
+
+class DenoiseOptions(TypedDict, total=False):
+    """What may be asked for; see `resolve_denoise`."""
+
+    seed: int | Sequence[int]
+    images_per_prompt: int | None
+    steps: int | None
+    timesteps: Sequence[int] | None
+    sigmas: Sequence[float] | None
+    guidance_scale: float | None
+    size: Size | tuple[int, int] | None
+    binning: bool
+    eta: float
+    latents: str | Path | None
+    weights: str
+    dtype: str
+    device: str
+    batch_size: int
+    vram: int | None
+    stage_budget: int | None
+
+
+def resolve_denoise(
+    embeds: str | Path,
+    model: Model,
+    output: str | Path,
+    *,
+    prompts: int,
+    seed: int | Sequence[int] = 0,
+    images_per_prompt: int | None = None,
+    steps: int | None = None,
+    timesteps: Sequence[int] | None = None,
+    sigmas: Sequence[float] | None = None,
+    guidance_scale: float | None = None,
+    size: Size | tuple[int, int] | None = None,
+    binning: bool = True,
+    eta: float = 0.0,
+    latents: str | Path | None = None,
+    weights: str = "auto",
+    dtype: str = "auto",
+    device: str = "auto",
+    batch_size: int = 1,
+    vram: int | None = None,
+    stage_budget: int | None = None,
+) -> DenoiseTask:
+    """Check what was asked of the denoise stage.
+
+    Args:
+        embeds: path of the encode stage's file.
+        prompts: how many prompts that file holds.
+        seed: of the first picture of each prompt, the next ones count up; or one per picture of a
+            prompt; or one per picture in all, prompt by prompt.
+        images_per_prompt: None for one, or as many as there are seeds.
+        steps: None for the model's default; or give `timesteps` (descending) or `sigmas`.
+        guidance_scale: None for the model's default; 1 or less turns guidance off.
+        size: width and height in px; None for the model's own.
+        binning: compute at the nearest size the model was trained on, resize after decoding.
+        eta: noise added in each step, for schedulers that take it (DDIM).
+        latents: a safetensors file with `latents` `[pictures, channels, height, width]`, standard
+            normal, to start from instead of drawing noise.
+        weights: how the transformer's weights sit; "auto" takes whole where it fits, else
+            stream.
+        batch_size: pictures per call of the transformer.
+        vram: bytes that the process may take on the device; None for what is free.
+        stage_budget: bytes that tensors may take there, which counts instead; None for none.
+
+    Raises:
+        RequestError: names the value and the way out.
+    """
+    seeds, images = _seeds(seed, images_per_prompt, prompts)
+    if (timesteps and sigmas) or (steps is not None and (timesteps or sigmas)):
+        raise RequestError("--steps, --timesteps and --sigmas exclude each other: give one")
+    if timesteps and list(timesteps) != sorted(set(timesteps), reverse=True):
+        raise RequestError(f"timesteps must descend without repeats: {list(timesteps)}")
+    if timesteps and not 0 <= min(timesteps) <= max(timesteps) < 1000:
+        raise RequestError(f"timesteps must lie between 999 and 0: {list(timesteps)}")
+    if sigmas and not all(0 <= low < high < 1e6 for high, low in pairwise((1e5, *sigmas))):
+        raise RequestError(f"sigmas must be positive and descend: {list(sigmas)}")
+    if not 0 <= eta <= 1:
+        raise RequestError(f"--eta {eta} is out of range: 0 to 1")
+    configs = {role: model.config(role) for role in ("transformer", "vae", "scheduler")}
+    asked = size if size is None or isinstance(size, Size) else Size(*size)
+    try:
+        requested, rendered = model.get_family().render_size(configs, asked, binning)
+    except (KeyError, TypeError) as error:
+        raise ModelError(f"{model.name} has a configuration that lacks {error}") from None
+    chosen_guidance = model.guidance_scale if guidance_scale is None else guidance_scale
+    if not 0 <= chosen_guidance <= 100:  # NaN fails this too
+        raise RequestError(f"--guidance {guidance_scale} is out of range: 0 to 100")
+    if latents is not None and not Path(latents).is_file():
+        raise RequestError(f"starting latents {latents} do not exist: check --latents")
+    return DenoiseTask(
+        model=model.record(),
+        embeds=str(embeds),
+        output=artifact(output, embeds, latents),
+        seeds=seeds,
+        images_per_prompt=images,
+        steps=in_range("--steps", model.steps if steps is None else steps, 1, 1000),
+        timesteps=tuple(timesteps or ()),
+        sigmas=tuple(float(sigma) for sigma in sigmas or ()),
+        guidance_scale=float(chosen_guidance),
+        requested=(requested.width, requested.height),
+        rendered=(rendered.width, rendered.height),
+        eta=float(eta),
+        latents="" if latents is None else str(latents),
+        weights=one_of("--weights", weights, TRANSFORMER_WEIGHTS),
+        dtype=one_of("--dtype", dtype, DTYPES),
+        device=device,
+        batch_size=in_range("--batch-size", batch_size, 1, 4096),
+        vram=budget("--vram", vram),
+        stage_budget=budget("--stage-budget", stage_budget),
+        steps_down=0,
+    )
+
+
+def _seeds(
+    seed: int | Sequence[int], images: int | None, prompts: int
+) -> tuple[tuple[int, ...], int]:
+    """One seed per picture, prompt by prompt; and the pictures per prompt."""
+    if isinstance(seed, Sequence):
+        images = in_range("--images", len(seed) if images is None else images, 1, MAX_IMAGES)
+        seeds = tuple(index(each) for each in seed) * (prompts if len(seed) == images else 1)
+    else:
+        images = in_range("--images", 1 if images is None else images, 1, MAX_IMAGES)
+        seeds = tuple(range(index(seed), index(seed) + images)) * prompts
+    if len(seeds) != images * prompts:
+        raise RequestError(
+            f"{len(seeds)} seeds for {images * prompts} pictures "
+            f"({prompts} prompts, {images} each): "
+            "give one seed, as many as --images, or one for each picture"
+        )
+    if not all(0 <= each <= MAX_SEED for each in seeds):
+        raise RequestError(f"seeds must be between 0 and {MAX_SEED}: {seed}")
+    return seeds, images

@@ -1,0 +1,113 @@
+"""What was asked of the encode stage."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypedDict
+
+from lowvram.errors import RequestError
+from lowvram.repository import Model
+from lowvram.request.checks import artifact, budget, in_range, is_unicode, one_of
+
+WEIGHTS = ("auto", "whole", "8bit", "4bit", "stream")
+DTYPES = ("auto", "fp32", "bf16", "fp16")
+PADDINGS = ("none", "max")
+
+
+@dataclass(frozen=True)
+class EncodeTask:
+    """Everything the encode stage needs. See `resolve_encode`."""
+
+    model: dict[str, Any]
+    output: str
+    prompts: tuple[str, ...]
+    negative_prompts: tuple[str, ...]
+    weights: str
+    dtype: str
+    device: str
+    clean_caption: bool
+    padding: str
+    max_tokens: int
+    vram: int  # bytes that the process may take on the device; 0 for what is free
+    stage_budget: int  # bytes that tensors may take there, which counts instead; 0 for none
+    steps_down: int  # ways of working that have run out of memory already
+
+
+class EncodeOptions(TypedDict, total=False):
+    """What may be asked for; see `resolve_encode`."""
+
+    negative_prompt: str | Sequence[str]
+    weights: str
+    dtype: str
+    device: str
+    clean_caption: bool
+    padding: str
+    max_tokens: int | None
+    vram: int | None
+    stage_budget: int | None
+
+
+def resolve_encode(
+    prompts: str | Sequence[str],
+    model: Model,
+    output: str | Path,
+    *,
+    negative_prompt: str | Sequence[str] = "",
+    weights: str = "auto",
+    dtype: str = "auto",
+    device: str = "auto",
+    clean_caption: bool = True,
+    padding: str = "none",
+    max_tokens: int | None = None,
+    vram: int | None = None,
+    stage_budget: int | None = None,
+) -> EncodeTask:
+    """Check what was asked of the encode stage.
+
+    Args:
+        prompts: one or many; each must say something.
+        negative_prompt: one for all, or one for each.
+        weights: how the text encoder's weights sit; "auto" takes whole where it fits, else
+            stream.
+        clean_caption: clean the text as the model's training captions were.
+        padding: "none" encodes real tokens only; "max" pads as the diffusers pipeline does.
+        max_tokens: at which text is cut; None for the family's limit.
+        vram: bytes that the process may take on the device; None for what is free.
+        stage_budget: bytes that tensors may take there, which counts instead; None for none.
+
+    Raises:
+        RequestError: names the value and the way out.
+    """
+    texts = (prompts,) if isinstance(prompts, str) else tuple(prompts)
+    if not texts or any(not text.strip() for text in texts):
+        raise RequestError("the prompt is empty: say what the picture shall show")
+    component = model.get_family().component("text_encoder")
+    if dtype == component.overflows_in:
+        raise RequestError(f"the text encoder overflows in {dtype}: use --dtype bf16 or fp32")
+    negative = (
+        (negative_prompt,) * len(texts)
+        if isinstance(negative_prompt, str)
+        else tuple(negative_prompt)
+    )
+    if len(negative) != len(texts):
+        raise RequestError(
+            f"{len(negative)} negative prompts for {len(texts)} prompts: give one, or as many"
+        )
+    if any(not is_unicode(text) for text in (*texts, *negative)):
+        raise RequestError("the prompt is not valid text: check the terminal's encoding")
+    limit = model.get_family().max_tokens
+    return EncodeTask(
+        model=model.record(),
+        output=artifact(output),
+        prompts=texts,
+        negative_prompts=negative,
+        weights=one_of("--weights", weights, WEIGHTS),
+        dtype=one_of("--dtype", dtype, DTYPES),
+        device=device,
+        clean_caption=clean_caption,
+        padding=one_of("--padding", padding, PADDINGS),
+        max_tokens=in_range("--max-tokens", limit if max_tokens is None else max_tokens, 2, limit),
+        vram=budget("--vram", vram),
+        stage_budget=budget("--stage-budget", stage_budget),
+        steps_down=0,
+    )
