@@ -19,8 +19,8 @@ from lowvram.request.encode import EncodeOptions, resolve_encode
 from lowvram.stages import decode as decode_stage
 from lowvram.stages import denoise as denoise_stage
 from lowvram.stages import encode as encode_stage
-from lowvram.stages.denoise import Callback
 from lowvram.stages.result import StageResult
+from lowvram.stages.sampling import Callback
 
 
 def encode(

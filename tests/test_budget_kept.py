@@ -23,11 +23,13 @@ from lowvram.memory.rates import assumed
 from lowvram.pixels.blended import BlendedDecode
 from lowvram.pixels.strips import StripDecode
 from lowvram.repository import Model, resolve
-from lowvram.stages import denoise
+from lowvram.stages import sampling
 from lowvram.stages.options.encoder import Texts, encoder_options
 from lowvram.stages.options.pixels import ENCODER_HALF, pixels_options
 from lowvram.stages.options.transformer import Steps, transformer_options
+from lowvram.stages.sampling import Network
 from lowvram.stages.savings import chunk_feed_forward
+from lowvram.stages.starts import Start
 from lowvram.weights import streamed
 from lowvram.weights.checkpoint import Loaded, Resident, Weights, build, find_class
 from lowvram.weights.lanes import Lane, Unit
@@ -154,7 +156,7 @@ def test_denoise(
         monkeypatch.setattr(
             Model, "config", lambda self, role: real(self, role) | configs.get(role, {})
         )
-    monkeypatch.setattr(denoise, "real_tokens", dict)  # all are real here
+    monkeypatch.setattr(sampling, "real_tokens", dict)  # all are real here
     model = resolve(str(true_sizes))
     steps = Steps((1, 4, side // 8, side // 8), TEXT, guidance, 20)
     every = list(transformer_options(model, "all", HALF, DEVICE, Room(0), steps))
@@ -162,8 +164,8 @@ def test_denoise(
         placed = option.strategy
         with counted(placed.weights, "transformer") as (network, device, live):
             chunk_feed_forward(network.model, placed.savings.feed_forward_chunks)
-            start = denoise._Start(host(TEXT), host(TEXT) if guidance else {}, 0, None)
-            ours = denoise._Network(network, device, HALF, placed.savings)
+            start = Start(host(TEXT), host(TEXT) if guidance else {}, 0, None)
+            ours = Network(network, device, HALF, placed.savings)
             predict = ours.predictor(FAMILY, [start], 4.5 if guidance else 1.0)
             latents = torch.empty(steps.shape, dtype=HALF, device=device)
             for _ in range(2):
