@@ -1,5 +1,6 @@
 """What a stage returns, and how long lists are cut into batches."""
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,8 @@ from lowvram.component import Used
 from lowvram.memory.meter import Meter, StageReport
 
 T = TypeVar("T")
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,8 @@ def report_stage(
         budget_bytes: what the stage was allowed to hold on the device.
         predicted: numbers foretold, by the names of `StageReport`.
     """
+    for note in (notes := meter.notes()):
+        log.warning("%s: %s", stage, note)
     return StageReport(
         stage=stage,
         device=meter.device.type,
@@ -67,6 +72,7 @@ def report_stage(
         budget_bytes=budget_bytes,
         predicted=predicted,
         settings=dict(settings),
+        notes=notes,
         **meter.peaks(),  # type: ignore[arg-type]
         **meter.over_time(),
     )
