@@ -198,15 +198,18 @@ def _joined(pictures: "list[Tensor]") -> "Tensor":
     return torch.cat(pictures)
 
 
-def check(task: DenoiseTask) -> None:
-    """Find out before anything is loaded whether the model's scheduler can do the task.
+def check_each(tasks: Sequence[DenoiseTask], on_outcome: OnOutcome) -> None:
+    """Find out before anything is loaded whether the model's scheduler can do each task.
 
-    Raises:
-        RequestError, ModelError: as `denoise` does.
+    Args:
+        on_outcome: told of those that it cannot do: `RequestError`, `ModelError`.
     """
-    model = Model.from_record(task.model)
-    scheduler_maker(task, model)("cpu")
-    read_latents(task, (len(task.seeds), *latent_shape(task, model)))
+    outcomes = Outcomes(len(tasks), on_outcome)
+    for index, task in enumerate(tasks):
+        with outcomes.of(index):
+            model = Model.from_record(task.model)
+            scheduler_maker(task, model)("cpu")
+            read_latents(task, (len(task.seeds), *latent_shape(task, model)))
 
 
 def _file_sha256(path: str) -> str:

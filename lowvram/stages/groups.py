@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from lowvram.stages.options.transformer import Steps
 
 # Of a denoise task, what belongs to its own pictures and does not say how they are computed.
-_OWN = ("embeds", "output", "seeds", "images_per_prompt", "latents")
+PICTURES_OWN = ("embeds", "output", "seeds", "images_per_prompt", "latents")
 
 
 @dataclass
@@ -113,7 +113,7 @@ def grouped(tasks: Sequence[DenoiseTask], model: Model, outcomes: Outcomes) -> l
         with outcomes.of(index):
             header = artifacts.verify(Path(task.embeds), "embeds")
             job = Job(index, task, header, items_of(task, header.items))
-            key = alike(task, *_OWN)
+            key = alike(task, *PICTURES_OWN)
             if key not in groups:
                 make = scheduler_maker(task, model)  # refuses what it cannot do
                 shape = latent_shape(task, model)
