@@ -1,6 +1,7 @@
 """Pictures from diffusion transformers on small graphics cards, in three stages that run alone."""
 
 from lowvram.api import decode, denoise, encode
+from lowvram.batch import BatchResult, Row, RowResult, run_many
 from lowvram.errors import (
     ArtifactError,
     DeviceError,
@@ -9,6 +10,7 @@ from lowvram.errors import (
     ModelError,
     NonFiniteError,
     RequestError,
+    RowsFailedError,
     StageDiedError,
     StorageError,
 )
@@ -18,6 +20,7 @@ from lowvram.run import Picture, RunResult, run
 
 __all__ = [
     "ArtifactError",
+    "BatchResult",
     "DeviceError",
     "LowvramError",
     "MemoryExhaustedError",
@@ -26,6 +29,9 @@ __all__ = [
     "Picture",
     "Progress",
     "RequestError",
+    "Row",
+    "RowResult",
+    "RowsFailedError",
     "RunResult",
     "Size",
     "StageDiedError",
@@ -34,4 +40,5 @@ __all__ = [
     "denoise",
     "encode",
     "run",
+    "run_many",
 ]

@@ -3,7 +3,6 @@
 import gc
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -12,12 +11,12 @@ from safetensors.torch import load_file
 from test_plan import pixels
 
 from lowvram import errors
+from lowvram.course import Trip, _carry_stage
 from lowvram.memory.count import LiveBytes
 from lowvram.progress import ignore
 from lowvram.repository import resolve
 from lowvram.request.run import resolve_run
 from lowvram.request.tasks import to_json
-from lowvram.run import _stepping_down
 from lowvram.stages.dispatch import STAGES, carry_out
 
 FAULTS = 50
@@ -39,32 +38,33 @@ class Fault(LiveBytes):
 
 
 @pytest.fixture(scope="module")
-def tasks(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+def trip(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Trip:
     """The three stages of a run whose files are there, so that each can be done alone."""
     picture = tmp_path_factory.mktemp("faults") / "x.png"
     made = resolve_run(
         [PROMPT], resolve(str(tiny)), picture, steps=2, size=(64, 64), binning=False, dtype="fp32"
     )
-    tasks = [to_json(task) for task in made]
-    for stage, task in zip(STAGES, tasks, strict=True):
-        carry_out(stage, task, ignore)
-    return tasks
+    trip = Trip(made)
+    for stage, task in zip(STAGES, made, strict=True):
+        carry_out(stage, [to_json(task)], ignore, lambda _, told, at=stage: trip.hear(at, told))
+    assert len(trip.made) == 3
+    return trip
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_refused_allocation(
-    stage: str, tasks: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_refused_allocation(stage: str, trip: Trip, monkeypatch: pytest.MonkeyPatch) -> None:
     """It recovers with the same result, or exits with the code; no artifact is lost."""
-    task = tasks[STAGES.index(stage)]
-    output, inputs = Path(task["output"]), [Path(each["output"]) for each in tasks]
+    number = STAGES.index(stage)
+    output, inputs = Path(trip.tasks[number].output), [Path(each.output) for each in trip.tasks]
     before = {path: path.read_bytes() for path in inputs}
     expected = _result(output)
     recovered = 0
     for number in range(FAULTS):
         with Fault(number) as fault:
             try:
-                _stepping_down(stage, task, carry_out, ignore)
+                again = Trip(trip.tasks, trip.made[:number])
+                _carry_stage(number, [again], carry_out, ignore)
+                assert again.error is None and len(again.made) == number + 1
                 recovered += 1
             except errors.MemoryExhaustedError as error:
                 assert error.exit_code == 6
@@ -110,15 +110,18 @@ def repeat(cycles: int, work: Callable[[], object]) -> None:
     ],
     ids=lambda value: value if isinstance(value, str) else next(iter(value.values())),
 )
-def test_fifty_cycles_leave_nothing(
-    stage: str, way: dict[str, str], tasks: list[dict[str, Any]]
-) -> None:
-    task = {**tasks[STAGES.index(stage)], **way}
+def test_fifty_cycles_leave_nothing(stage: str, way: dict[str, str], trip: Trip) -> None:
+    task = {**to_json(trip.tasks[STAGES.index(stage)]), **way}
+    told: list[bool] = []
+
+    def cycle() -> None:
+        carry_out(stage, [task], ignore, lambda _, outcome: told.append("error" in outcome))
 
     def tensors() -> int:
         return sum(issubclass(type(each), torch.Tensor) for each in gc.get_objects())
 
-    carry_out(stage, task, ignore)
+    cycle()
     before = tensors()
-    repeat(50, lambda: carry_out(stage, task, ignore))
+    repeat(50, cycle)
     assert tensors() <= before
+    assert told == 51 * [False]

@@ -18,6 +18,19 @@ Number = TypeVar("Number", int, float)
 Prompts = Annotated[
     list[str], typer.Argument(metavar="PROMPT…", help="What the pictures shall show.")
 ]
+PromptsOrNone = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="PROMPT…", help="What the pictures shall show.", show_default=False),
+]
+PromptsFile = Annotated[
+    str | None,
+    typer.Option(
+        "--prompts",
+        metavar="FILE",
+        help="Instead of PROMPT: a list, as text (a prompt a line), CSV or JSON Lines; - for "
+        "standard input.",
+    ),
+]
 ModelName = Annotated[
     str,
     typer.Option(

@@ -1,6 +1,7 @@
 """The commands that make pictures: each stage alone, `run` for all three, and `plan` before it."""
 
 import inspect
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import gettempdir
@@ -27,6 +28,8 @@ from lowvram.cli.options import (
     Padding,
     PictureSize,
     Prompts,
+    PromptsFile,
+    PromptsOrNone,
     Revision,
     Seed,
     Sigmas,
@@ -41,6 +44,7 @@ from lowvram.cli.options import (
     parse_size,
 )
 from lowvram.cli.output import beside, print_json, print_stage, showing_progress
+from lowvram.errors import RequestError
 from lowvram.memory.budget import parse_bytes
 from lowvram.repository import DEFAULT_MODEL
 from lowvram.request.denoise import TRANSFORMER_WEIGHTS
@@ -203,7 +207,8 @@ def decode(
 
 
 def run(
-    prompts: Prompts,
+    prompts: PromptsOrNone = None,
+    prompts_file: PromptsFile = None,
     model: ModelName = DEFAULT_MODEL,
     output: Annotated[
         Path | None,
@@ -252,9 +257,14 @@ def run(
 
     \b
     lowvram run "a large blue star on a yellow background" -m demo -o star.png
+    lowvram run --prompts prompts.csv -m demo -o pictures/
     """
     from lowvram.run import run as run_stages
 
+    if prompts_file is not None:
+        return _run_list(locals())
+    if not prompts:
+        raise RequestError("say what the picture shall show, or name a list of it with --prompts")
     arguments = _for_run(locals())
     with showing_progress(loads_here=in_process) as on_progress:
         result = run_stages(
@@ -272,6 +282,58 @@ def run(
         for image in result.images:
             print(image.path)
         print(f"\n{result.table()}")
+
+
+# What says how a list as a whole is carried out: no row may set it.
+_OF_THE_LIST = (
+    "model",
+    "output",
+    "encoder_weights",
+    "transformer_weights",
+    "pixels",
+    "vram",
+    "stage_budget",
+    "dtype",
+    "device",
+    "batch_size",
+    "revision",
+    "in_process",
+    "as_json",
+    "prompts_file",
+)
+
+
+def _run_list(given: dict[str, Any]) -> None:
+    """`run --prompts`: one picture or more for each row."""
+    from lowvram.batch import SHARED, run_listed
+    from lowvram.cli.rows import fields_of, read_lines, to_listed
+
+    if given["prompts"]:
+        raise RequestError("PROMPT and --prompts exclude each other: put all into the list")
+    name = given["prompts_file"]
+    known = fields_of(run, _OF_THE_LIST)
+    listed = [to_listed(line, known, given, _for_run) for line in read_lines(name, known)]
+    shared = {k: v for k, v in _for_run(given).items() if k in SHARED}
+    with showing_progress(loads_here=given["in_process"]) as on_progress:
+        result = run_listed(
+            listed,
+            given["model"],
+            given["output"],
+            "batch" if name == "-" else Path(name).stem,
+            revision=given["revision"],
+            in_process=given["in_process"],
+            on_progress=on_progress,
+            **shared,
+        )
+    if given["as_json"]:
+        print_json(result.to_json())
+    else:
+        for image in result.images:
+            print(image.path)
+        print(f"\n{result.table()}")
+        for row in result.failed:
+            print(f"failed: {row}", file=sys.stderr)
+    result.raise_failed()
 
 
 def plan(every: bool, as_json: bool, device: str, **arguments: Any) -> None:
@@ -292,6 +354,8 @@ def plan(every: bool, as_json: bool, device: str, **arguments: Any) -> None:
     quiet_environment()
     model = resolve(arguments.pop("model"), arguments.pop("revision"))
     prompts = arguments.pop("prompts")
+    if not prompts:
+        raise RequestError("say what the picture shall show")
     nowhere = Path(gettempdir(), "x.png")  # nothing is written, and this can be everywhere
     tasks = resolve_run(prompts, model, nowhere, **_for_run({**arguments, "device": device}))
     from lowvram.stages import plan as planning  # imports torch
@@ -304,6 +368,9 @@ def plan(every: bool, as_json: bool, device: str, **arguments: Any) -> None:
         print(as_table(rows, str(there)))
 
 
+_NOT_OF_PLAN = ("output", "in_process", "as_json", "prompts_file")
+
+
 def _signature_of_plan() -> inspect.Signature:
     """The arguments of `run`, without those about its output, and two of its own."""
     shared = inspect.signature(run).parameters
@@ -311,7 +378,7 @@ def _signature_of_plan() -> inspect.Signature:
         "every": Annotated[bool, typer.Option("--all", help="Every way, also what does not fit.")],
         "as_json": AsJson,
     }
-    kept = [p for name, p in shared.items() if name not in ("output", "in_process", "as_json")]
+    kept = [p for name, p in shared.items() if name not in _NOT_OF_PLAN]
     kept += [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=kind)
         for name, kind in own.items()
