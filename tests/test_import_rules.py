@@ -27,6 +27,7 @@ LIGHT = (
     "repository",
     "families",
     "prepared",
+    "contents",
     "doctor",
 )
 FORBIDDEN = {
