@@ -5,7 +5,7 @@ which says for each component which commit of which repository, or which folder,
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ class Model:
         family: name of its family.
         sources: by component role.
         steps, guidance_scale: its defaults.
+        timesteps: that it starts from by default, instead of `steps`; empty for none.
     """
 
     name: str
@@ -41,10 +42,13 @@ class Model:
     sources: Mapping[str, Source]
     steps: int
     guidance_scale: float
+    timesteps: tuple[int, ...] = ()
 
     def record(self) -> dict[str, Any]:
         """What artifacts say of the model, JSON types only."""
-        return asdict(self)
+        record = asdict(self)
+        timesteps = record.pop("timesteps")
+        return {**record, "timesteps": list(timesteps)} if timesteps else record
 
     def public_record(self) -> dict[str, Any]:
         """The same for a picture that may be shared: no path of this machine."""
@@ -63,7 +67,8 @@ class Model:
         """
         try:
             sources = {role: Source(**source) for role, source in record["sources"].items()}
-            model = Model(**{**record, "sources": sources})
+            timesteps = tuple(record.get("timesteps", ()))
+            model = Model(**{**record, "sources": sources, "timesteps": timesteps})
         except (KeyError, TypeError, AttributeError):
             raise ModelError("the file names no usable model: name it with -m") from None
         if model.family not in all_families():
@@ -134,6 +139,10 @@ def resolve(name: str, revision: str | None = None) -> Model:
         ModelError: no such model, not to be had, or of no family known here.
     """
     for family in all_families().values():
+        for entry in family.models.values():
+            if name == entry.repository and not entry.bundled:
+                # What it lacks, and its defaults, are known; the newest revision counts.
+                return _published(family, name, replace(entry, revision="main"), revision)
         if name in family.models:
             if revision is not None and family.models[name].bundled:
                 raise RequestError(f"--revision {revision}: {name} has none, leave it out")
@@ -156,8 +165,8 @@ def _published(family: Family, name: str, entry: Published, revision: str | None
         source = Source(entry.repository, "", "bundled")
     else:
         source = Source(entry.repository, revision or entry.revision, "hub")
-    alone = [family.component("transformer")] if entry.base else list(family.components)
-    return _placed(name, family, source, {component.role for component in alone}, entry)
+    own = entry.own if entry.base else [component.role for component in family.components]
+    return _placed(name, family, source, set(own), entry)
 
 
 def _unpublished(name: str, source: Source) -> Model:
@@ -173,10 +182,10 @@ def _unpublished(name: str, source: Source) -> Model:
             f"{name} is a {listed.get('_class_name')}, which no family here can run: "
             f"families are {', '.join(all_families())}"
         )
-    config = find(source, "transformer/config.json") or find(source, "config.json")
-    class_name = read_json(config).get("_class_name") if config else None
+    path = find(source, "transformer/config.json") or find(source, "config.json")
+    config = read_json(path) if path else {}
     for family in all_families().values():
-        if class_name in family.transformers:
+        if family.claims(config):
             return _placed(name, family, source, {"transformer"}, None)
     raise ModelError(
         f"{name} holds neither model_index.json nor a transformer that is known here: "
@@ -199,6 +208,7 @@ def _placed(
         sources=sources,
         steps=(entry.steps if entry else 0) or family.default_steps,
         guidance_scale=(entry.guidance_scale if entry else 0) or family.default_guidance_scale,
+        timesteps=entry.timesteps if entry else (),
     )
 
 

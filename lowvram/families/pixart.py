@@ -115,6 +115,10 @@ class PixArtSigma(Family):
         "scheduler": DPM_SOLVER,
     }
 
+    def claims(self, transformer: Config) -> bool:
+        """Published ones name the scale of their position embeddings; PixArt-alpha's do not."""
+        return super().claims(transformer) and transformer.get("interpolation_scale") is not None
+
     def clean(self, text: str, clean_caption: bool) -> str:
         """As `PixArtSigmaPipeline._text_preprocessing` does; it needs no loaded model."""
         return str(_pipeline()._text_preprocessing(text, clean_caption=clean_caption)[0])
@@ -154,7 +158,7 @@ class PixArtSigma(Family):
             encoder_hidden_states=conditions["prompt_embeds"],
             encoder_attention_mask=conditions["prompt_attention_mask"],
             timestep=timestep.reshape(1).expand(both.shape[0]),
-            added_cond_kwargs={"resolution": None, "aspect_ratio": None},
+            added_cond_kwargs=self.size_conditions(transformer, both),
             return_dict=False,
         )[0]
         if guided:
@@ -163,6 +167,10 @@ class PixArtSigma(Family):
         if predicted.shape[1] == 2 * latents.shape[1]:
             predicted = predicted.chunk(2, dim=1)[0]
         return predicted
+
+    def size_conditions(self, transformer: Any, latents: "Tensor") -> dict[str, "Tensor | None"]:
+        """What the transformer is told of the picture's size: nothing."""
+        return {"resolution": None, "aspect_ratio": None}
 
     def unscale(self, latents: "Tensor", vae: Config) -> "Tensor":
         """Divided by the VAE's scaling factor."""

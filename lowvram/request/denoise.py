@@ -101,7 +101,8 @@ def resolve_denoise(
         seed: of the first picture of each prompt, the next ones count up; or one per picture of a
             prompt; or one per picture in all, prompt by prompt.
         images_per_prompt: None for one, or as many as there are seeds.
-        steps: None for the model's default; or give `timesteps` (descending) or `sigmas`.
+        steps: None for the model's default; or give `timesteps` (descending) or `sigmas`. A model
+            that was distilled for certain timesteps has them by default.
         guidance_scale: None for the model's default; 1 or less turns guidance off.
         size: width and height in px; None for the model's own.
         binning: compute at the nearest size the model was trained on, resize after decoding.
@@ -118,6 +119,8 @@ def resolve_denoise(
         RequestError: names the value and the way out.
     """
     seeds, images = _seeds(seed, images_per_prompt, prompts)
+    if steps is None and not timesteps and not sigmas:
+        timesteps = model.timesteps
     if (timesteps and sigmas) or (steps is not None and (timesteps or sigmas)):
         raise RequestError("--steps, --timesteps and --sigmas exclude each other: give one")
     if timesteps and list(timesteps) != sorted(set(timesteps), reverse=True):
