@@ -197,6 +197,10 @@ class Family(ABC):
             RequestError: a size that the model cannot do.
         """
 
+    def size_note(self, configs: Mapping[str, Config], requested: Size, rendered: Size) -> str:
+        """What a person should know before the model computes that size; "" for nothing."""
+        return ""
+
     @abstractmethod
     def latent_shape(self, configs: Mapping[str, Config], rendered: Size) -> tuple[int, int, int]:
         """Channels, height and width of the latents of one picture."""

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 MIN_SIDE, MAX_SIDE = 16, 8192  # px; a sanity limit, twice what the paper shows
+MOST_TRAINED_SIDE = 2048  # px; of the 2K model's square, whose area no other size of it exceeds
+NOTED_ENLARGEMENT = 1.5  # of the area
 
 T5_XXL = {
     "d_model": 4096, "d_ff": 10240, "d_kv": 64, "num_heads": 64, "num_layers": 24,
@@ -202,6 +204,22 @@ class PixArtSigma(Family):
                 f"{'' if binning else ' without binning'}: use {nearest}"
             )
         return asked, asked
+
+    def size_note(self, configs: Mapping[str, Config], requested: Size, rendered: Size) -> str:
+        """For more than the model was trained for, and for what will be scaled up."""
+        side = int(configs["transformer"]["sample_size"]) * _pixels_per_cell(configs["vae"])
+        computed = rendered.width * rendered.height
+        if computed > MOST_TRAINED_SIDE**2:
+            return (
+                f"{rendered} is more than any published checkpoint was trained for "
+                f"({MOST_TRAINED_SIDE}x{MOST_TRAINED_SIDE}; no 4K checkpoint is published): "
+                "this shows what fits into memory, and no good picture"
+            )
+        if computed > side**2:
+            return f"{rendered} is more than this model was trained for ({side}x{side})"
+        if requested.width * requested.height > NOTED_ENLARGEMENT * computed:
+            return f"{requested} will be scaled up from {rendered}, which this model computes"
+        return ""
 
     def latent_shape(self, configs: Mapping[str, Config], rendered: Size) -> tuple[int, int, int]:
         """`in_channels` of the transformer, and a cell for each 8 x 8 px of an f8 VAE."""

@@ -1,5 +1,6 @@
 """What was asked of the denoise stage."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -12,6 +13,8 @@ from lowvram.families.family import Size
 from lowvram.repository import Model
 from lowvram.request.checks import artifact, budget, in_range, one_of
 from lowvram.request.encode import DTYPES
+
+log = logging.getLogger(__name__)
 
 TRANSFORMER_WEIGHTS = ("auto", "whole", "stream")
 MAX_SEED = 2**63 - 1
@@ -135,8 +138,11 @@ def resolve_denoise(
     asked = size if size is None or isinstance(size, Size) else Size(*size)
     try:
         requested, rendered = model.get_family().render_size(configs, asked, binning)
+        note = model.get_family().size_note(configs, requested, rendered)
     except (KeyError, TypeError) as error:
         raise ModelError(f"{model.name} has a configuration that lacks {error}") from None
+    if note:
+        log.warning("%s", note)
     chosen_guidance = model.guidance_scale if guidance_scale is None else guidance_scale
     if not 0 <= chosen_guidance <= 100:  # NaN fails this too
         raise RequestError(f"--guidance {guidance_scale} is out of range: 0 to 100")
