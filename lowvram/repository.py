@@ -24,6 +24,8 @@ from lowvram.files import (
 
 DEFAULT_MODEL = "pixart-sigma-1024"
 
+_RARE = ("timesteps", "swapped")  # fields that a model's record has only where they say something
+
 
 @dataclass(frozen=True)
 class Model:
@@ -35,6 +37,7 @@ class Model:
         sources: by component role.
         steps, guidance_scale: its defaults.
         timesteps: that it starts from by default, instead of `steps`; empty for none.
+        swapped: roles of the components that do not come with it: see swaps.py.
     """
 
     name: str
@@ -43,20 +46,24 @@ class Model:
     steps: int
     guidance_scale: float
     timesteps: tuple[int, ...] = ()
+    swapped: tuple[str, ...] = ()
 
     def record(self) -> dict[str, Any]:
         """What artifacts say of the model, JSON types only."""
         record = asdict(self)
-        timesteps = record.pop("timesteps")
-        return {**record, "timesteps": list(timesteps)} if timesteps else record
+        rare = {name: list(record.pop(name)) for name in _RARE}
+        return record | {name: value for name, value in rare.items() if value}
 
     def public_record(self) -> dict[str, Any]:
         """The same for a picture that may be shared: no path of this machine."""
-        return {
-            "name": Path(self.name).name if Path(self.name).is_absolute() else self.name,
+        record: dict[str, Any] = {
+            "name": _public(self.name),
             "family": self.family,
             "revisions": {role: source.revision for role, source in self.sources.items()},
         }
+        if self.swapped:
+            record["swapped"] = {role: _public(self.sources[role].place) for role in self.swapped}
+        return record
 
     @staticmethod
     def from_record(record: Mapping[str, Any]) -> "Model":
@@ -67,8 +74,8 @@ class Model:
         """
         try:
             sources = {role: Source(**source) for role, source in record["sources"].items()}
-            timesteps = tuple(record.get("timesteps", ()))
-            model = Model(**{**record, "sources": sources, "timesteps": timesteps})
+            rare = {name: tuple(record.get(name, ())) for name in _RARE}
+            model = Model(**{**record, "sources": sources, **rare})
         except (KeyError, TypeError, AttributeError):
             raise ModelError("the file names no usable model: name it with -m") from None
         if model.family not in all_families():
@@ -123,7 +130,8 @@ class Model:
     def subfolder(self, role: str) -> str:
         """Where the component lies in its source; "" for one saved on its own."""
         subfolder = self.get_family().component(role).subfolder
-        if role == "transformer" and not find(self.sources[role], f"{subfolder}/config.json"):
+        may_be_alone = role == "transformer" or (role in self.swapped and role != "tokenizer")
+        if may_be_alone and not find(self.sources[role], f"{subfolder}/config.json"):
             return ""
         return subfolder
 
@@ -201,7 +209,7 @@ def _placed(
     base = (entry.base if entry else "") or family.base
     sources = dict(resolve(base).sources) if missing else {}
     for role in sorted(roles):
-        sources[role] = _pinned(source, family.component(role).subfolder)
+        sources[role] = pinned(source, family.component(role).subfolder)
     return Model(
         name=str(source.folder) if source.kind == "folder" else name,
         family=family.name,
@@ -212,13 +220,19 @@ def _placed(
     )
 
 
-def _pinned(source: Source, subfolder: str) -> Source:
+def pinned(source: Source, subfolder: str) -> Source:
     """The source with its revision made exact: a commit, or a folder's fingerprint."""
     if source.kind == "hub":
-        return Source(source.place, commit(source.place, source.revision), "hub")
+        found = commit(source.place, source.revision, f"{subfolder}/config.json")
+        return Source(source.place, found, "hub")
     folder = source.folder / subfolder
     folder = folder if folder.is_dir() else source.folder
     return Source(source.place, fingerprint(folder), source.kind)
+
+
+def _public(name: str) -> str:
+    """Without the folders of this machine that lead to it."""
+    return Path(name).name if Path(name).is_absolute() else name
 
 
 def _check(model: Model) -> str:

@@ -20,10 +20,11 @@ from lowvram.memory.report import table
 from lowvram.memory.report_files import to_text
 from lowvram.processes import StageProcesses
 from lowvram.progress import OnProgress, ignore
-from lowvram.repository import DEFAULT_MODEL, resolve
+from lowvram.repository import DEFAULT_MODEL
 from lowvram.request.run import RunOptions, Tasks, resolve_run
 from lowvram.request.tasks import to_json
 from lowvram.stages.dispatch import STAGES, carry_out
+from lowvram.swaps import resolve_with
 
 DEFAULT_FOLDER = Path("outputs")
 Carry = Callable[[str, Mapping[str, Any], OnProgress], dict[str, Any]]
@@ -79,6 +80,9 @@ def run(
     output: str | Path | None = None,
     *,
     revision: str | None = None,
+    transformer: str | Path | None = None,
+    vae: str | Path | None = None,
+    text_encoder: str | Path | None = None,
     in_process: bool = False,
     on_progress: OnProgress = ignore,
     **options: Unpack[RunOptions],
@@ -87,6 +91,7 @@ def run(
 
     Args:
         output: a picture (x.png), or a folder; None for a new file in `outputs/`.
+        transformer, vae, text_encoder: others than the model's: see `swaps.swap`.
         in_process: run all stages in this process, with the same release and check between them.
         options: those of the three stages; see `request.run.RunOptions`.
 
@@ -97,7 +102,10 @@ def run(
         processes = None if in_process else stack.enter_context(StageProcesses())
         texts = [prompts] if isinstance(prompts, str) else list(prompts)
         picture = _picture_path(output, texts)
-        tasks = resolve_run(prompts, resolve(model, revision), picture, **options)
+        found = resolve_with(
+            model, revision, transformer=transformer, vae=vae, text_encoder=text_encoder
+        )
+        tasks = resolve_run(prompts, found, picture, **options)
         results = _run_stages(tasks, processes, on_progress)
     return _finish(results, tasks)
 

@@ -28,6 +28,7 @@ LIGHT = (
     "families",
     "prepared",
     "contents",
+    "swaps",
     "doctor",
 )
 FORBIDDEN = {

@@ -32,8 +32,11 @@ from lowvram.cli.options import (
     Sigmas,
     StageBudget,
     Steps,
+    TextEncoder,
     Timesteps,
+    Transformer,
     TransformerWeights,
+    Vae,
     Vram,
     Weights,
     parse_numbers,
@@ -77,6 +80,7 @@ def encode(
     vram: Vram = None,
     stage_budget: StageBudget = None,
     revision: Revision = None,
+    text_encoder: TextEncoder = None,
     as_json: AsJson = False,
 ) -> None:
     """Prompts to embeddings, with the text encoder alone on the device.
@@ -102,6 +106,7 @@ def encode(
             vram=parse_bytes("--vram", vram),
             stage_budget=parse_bytes("--stage-budget", stage_budget),
             revision=revision,
+            text_encoder=text_encoder,
             on_progress=on_progress,
         )
     print_stage(result, as_json, [])
@@ -113,6 +118,7 @@ def denoise(
         Path | None, typer.Option("--output", "-o", help="x.latents.safetensors")
     ] = None,
     model: FileModel = None,
+    transformer: Transformer = None,
     seed: Seed = "0",
     images: Images = None,
     steps: Steps = None,
@@ -144,6 +150,7 @@ def denoise(
             embeds,
             output=output,
             model=model,
+            transformer=transformer,
             seed=parse_seeds(seed),
             images_per_prompt=images,
             steps=steps,
@@ -170,6 +177,7 @@ def decode(
     latents: Annotated[Path, typer.Argument(help="What denoise wrote.")],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="x.png")] = None,
     model: FileModel = None,
+    vae: Vae = None,
     pixels: Decode = "auto",
     dtype: Dtype = "auto",
     device: Device = "auto",
@@ -190,6 +198,7 @@ def decode(
             latents,
             output=output or beside(latents, ".png"),
             model=model,
+            vae=vae,
             decode=pixels,
             dtype=dtype,
             device=device,
@@ -243,6 +252,9 @@ def run(
     device: Device = "auto",
     batch_size: BatchSize = 1,
     revision: Revision = None,
+    transformer: Transformer = None,
+    vae: Vae = None,
+    text_encoder: TextEncoder = None,
     in_process: Annotated[
         bool, typer.Option("--in-process", help="All stages in one process, for debugging.")
     ] = False,
@@ -263,6 +275,9 @@ def run(
             output,
             **arguments,
             revision=revision,
+            transformer=transformer,
+            vae=vae,
+            text_encoder=text_encoder,
             in_process=in_process,
             on_progress=on_progress,
         )
@@ -285,12 +300,14 @@ def plan(every: bool, as_json: bool, device: str, **arguments: Any) -> None:
     that budget, whether there is one here or not, unless --device says otherwise.
     """
     from lowvram.cli.plans import as_document, as_table
-    from lowvram.repository import resolve
     from lowvram.request.run import resolve_run
+    from lowvram.swaps import resolve_with
     from lowvram.terminal import quiet_environment
 
     quiet_environment()
-    model = resolve(arguments.pop("model"), arguments.pop("revision"))
+    named = (arguments.pop("model"), arguments.pop("revision"))
+    others = {role: arguments.pop(role) for role in ("transformer", "vae", "text_encoder")}
+    model = resolve_with(*named, **others)
     prompts = arguments.pop("prompts")
     nowhere = Path(gettempdir(), "x.png")  # nothing is written, and this can be everywhere
     tasks = resolve_run(prompts, model, nowhere, **_for_run({**arguments, "device": device}))

@@ -115,6 +115,14 @@ class Family(ABC):
         return transformer.get("_class_name") in self.transformers
 
     @abstractmethod
+    def mismatch(self, configs: Mapping[str, Config]) -> str:
+        """Why components cannot work together; "" where they can.
+
+        Args:
+            configs: config.json of "text_encoder", "transformer" and "vae".
+        """
+
+    @abstractmethod
     def clean(self, text: str, clean_caption: bool) -> str:
         """The text as the model saw its captions in training."""
 

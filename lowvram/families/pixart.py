@@ -121,6 +121,18 @@ class PixArtSigma(Family):
         """Published ones name the scale of their position embeddings; PixArt-alpha's do not."""
         return super().claims(transformer) and transformer.get("interpolation_scale") is not None
 
+    def mismatch(self, configs: Mapping[str, Config]) -> str:
+        """Channels between text encoder and transformer, transformer and VAE; and an f8 VAE."""
+        text, transformer, vae = (configs[r] for r in ("text_encoder", "transformer", "vae"))
+        made, taken = text.get("d_model"), transformer.get("caption_channels")
+        if made != taken:
+            return f"the text encoder makes {made} channels, and the transformer takes {taken}"
+        made, taken = transformer.get("in_channels"), vae.get("latent_channels")
+        if made != taken:
+            return f"the transformer makes {made} channels, and the VAE takes {taken}"
+        pixels = _pixels_per_cell(vae)
+        return "" if pixels == 8 else f"the VAE makes {pixels} px of a cell, where 8 are computed"
+
     def clean(self, text: str, clean_caption: bool) -> str:
         """As `PixArtSigmaPipeline._text_preprocessing` does; it needs no loaded model."""
         return str(_pipeline()._text_preprocessing(text, clean_caption=clean_caption)[0])
@@ -176,7 +188,7 @@ class PixArtSigma(Family):
 
     def unscale(self, latents: "Tensor", vae: Config) -> "Tensor":
         """Divided by the VAE's scaling factor."""
-        return latents / float(vae["scaling_factor"])
+        return latents / float(vae.get("scaling_factor", 0.18215))  # diffusers' default
 
     def render_size(
         self, configs: Mapping[str, Config], size: Size | None, binning: bool
