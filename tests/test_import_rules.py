@@ -29,6 +29,8 @@ LIGHT = (
     "prepared",
     "contents",
     "swaps",
+    "manifest",
+    "sharing",
     "doctor",
 )
 FORBIDDEN = {
