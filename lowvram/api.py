@@ -21,6 +21,7 @@ from lowvram.stages import denoise as denoise_stage
 from lowvram.stages import encode as encode_stage
 from lowvram.stages.result import StageResult
 from lowvram.stages.sampling import Callback
+from lowvram.swaps import refreshed, resolve_with, swap
 
 
 def encode(
@@ -29,6 +30,7 @@ def encode(
     *,
     output: str | Path,
     revision: str | None = None,
+    text_encoder: str | Path | None = None,
     on_progress: OnProgress = ignore,
     **options: Unpack[EncodeOptions],
 ) -> StageResult:
@@ -36,12 +38,14 @@ def encode(
 
     Args:
         output: x.embeds.safetensors.
+        text_encoder: another one than the model's: see `swaps.swap`.
         options: see `request.encode.resolve_encode`.
 
     Raises:
         LowvramError: see errors.py.
     """
-    task = resolve_encode(prompts, resolve(model, revision), output, **options)
+    found = resolve_with(model, revision, text_encoder=text_encoder)
+    task = resolve_encode(prompts, found, output, **options)
     return encode_stage.encode(task, on_progress)
 
 
@@ -50,6 +54,7 @@ def denoise(
     *,
     output: str | Path,
     model: str | None = None,
+    transformer: str | Path | None = None,
     callback: Callback | None = None,
     callback_steps: int = 1,
     on_progress: OnProgress = ignore,
@@ -60,6 +65,7 @@ def denoise(
     Args:
         output: x.latents.safetensors.
         model: None for the one that the embeddings were made for.
+        transformer: another one than the model's: see `swaps.swap`.
         callback: called with step, timestep and latents after every `callback_steps`th step.
         options: see `request.denoise.resolve_denoise`.
 
@@ -67,7 +73,7 @@ def denoise(
         LowvramError: see errors.py.
     """
     header = artifacts.read_header(Path(embeds), "embeds")
-    made_for = _model_of(Path(embeds), header, model)
+    made_for = swap(_model_of(Path(embeds), header, model), transformer=transformer)
     task = resolve_denoise(embeds, made_for, output, prompts=len(header.items), **options)
     return denoise_stage.denoise(task, on_progress, callback, callback_steps)
 
@@ -77,6 +83,7 @@ def decode(
     *,
     output: str | Path,
     model: str | None = None,
+    vae: str | Path | None = None,
     on_progress: OnProgress = ignore,
     **options: Unpack[DecodeOptions],
 ) -> StageResult:
@@ -85,13 +92,15 @@ def decode(
     Args:
         output: x.png.
         model: None for the one that the latents were made for.
+        vae: another one than the model's: see `swaps.swap`.
         options: see `request.decode.resolve_decode`.
 
     Raises:
         LowvramError: see errors.py.
     """
     header = artifacts.read_header(Path(latents), "latents")
-    task = resolve_decode(latents, _model_of(Path(latents), header, model), output, **options)
+    made_for = swap(_model_of(Path(latents), header, model), vae=vae)
+    task = resolve_decode(latents, made_for, output, **options)
     return decode_stage.decode(task, on_progress)
 
 
@@ -115,4 +124,4 @@ def _model_of(path: Path, header: artifacts.Header, name: str | None) -> Model:
         )
     # The commits that the file was made with; but a folder as it is now.
     on_hub = {role: source for role, source in made_for.sources.items() if source.kind == "hub"}
-    return replace(model, sources={**model.sources, **on_hub})
+    return refreshed(replace(model, sources={**model.sources, **on_hub}), made_for)

@@ -54,15 +54,38 @@ def component_key(model: Model, role: str) -> str:
     source, subfolder = model.sources[role], model.subfolder(role)
     facts: dict[str, Any] = {"class": component.class_name if component.dtype else role}
     if component.dtype:
-        facts["config"] = _effective(model.config(role))
+        facts["config"] = effective(model.config(role))
         names = _weight_files(source, subfolder, _STEMS[component.class_name.split(".")[0]])
         facts["files"] = sorted(_sha256(source, subfolder, name) for name in names)
     elif component.needs:
         facts["files"] = dict(_small_files(source, subfolder))
     else:
         config = model.config(role)
-        facts["config"] = {"_class_name": config.get("_class_name"), **_effective(config)}
+        facts["config"] = {"_class_name": config.get("_class_name"), **effective(config)}
     return hashlib.sha256(artifacts.canonical_json(facts).encode()).hexdigest()
+
+
+def weight_bytes(model: Model, role: str) -> int | None:
+    """Of a component's weight files; None where they are not here. 0 for parts without weights.
+
+    Raises:
+        ModelError: its index cannot be read.
+    """
+    component = model.get_family().component(role)
+    if not component.dtype:
+        return 0
+    source, subfolder = model.sources[role], model.subfolder(role)
+    config = find(source, _join(subfolder, "config.json"))
+    names = _weight_files(source, subfolder, _STEMS[component.class_name.split(".")[0]])
+    try:
+        return None if config is None else sum((config.parent / n).stat().st_size for n in names)
+    except OSError:
+        return None
+
+
+def effective(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries of a configuration that change what is computed."""
+    return {name: value for name, value in config.items() if name not in _IDLE}
 
 
 def file_sha256(path: Path) -> str:
@@ -119,13 +142,9 @@ def _small_files(source: Source, subfolder: str) -> Iterator[tuple[str, Any]]:
     for name in _TOKENIZER:
         path = find(source, _join(subfolder, name))
         if path is not None and name.endswith("_config.json"):
-            yield name, _effective(read_json(path))
+            yield name, effective(read_json(path))
         elif path is not None:
             yield name, hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _effective(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in config.items() if name not in _IDLE}
 
 
 def _join(subfolder: str, name: str) -> str:

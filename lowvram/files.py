@@ -85,15 +85,19 @@ def hub_cache() -> Path:
 
 
 @cache
-def commit(repository: str, revision: str) -> str:
-    """The commit behind a branch or tag: the Hub's answer, or the cache's when offline."""
+def commit(repository: str, revision: str, name: str = "config.json") -> str:
+    """The commit behind a branch or tag: the Hub's answer, or the cache's when offline.
+
+    Args:
+        name: of a file that may be there, besides those of whole models and lone components.
+    """
     if len(revision) == 40 and set(revision) <= set("0123456789abcdef"):
         return revision
     source = Source(repository, revision, "hub")
-    for name in ("model_index.json", "transformer/config.json", "config.json"):
-        path = find(source, name)
+    for each in dict.fromkeys(("model_index.json", "transformer/config.json", "config.json", name)):
+        path = find(source, each)
         if path is not None:  # …/snapshots/COMMIT/NAME
-            return path.parents[len(Path(name).parts) - 1].name
+            return path.parents[len(Path(each).parts) - 1].name
     raise ModelError(f"{repository} at {revision} holds no model: check the name and revision")
 
 

@@ -13,72 +13,31 @@ stay. `stages/prepare.py` makes them. Imports no torch.
 """
 
 import hashlib
-import json
 import logging
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from lowvram import artifacts
 from lowvram.errors import NO_SPACE, RequestError, StorageError
-from lowvram.files import Source, absolute, user_cache
+from lowvram.files import absolute, user_cache
+from lowvram.manifest import MANIFEST, Prepared, is_whole, read_manifest
 from lowvram.repository import Model
+from lowvram.sharing import same_content, same_files
 
 log = logging.getLogger(__name__)
 
 WEIGHTS = ("bf16", "8bit", "4bit")  # as on the command line
-FORMAT_VERSION = 1
-MANIFEST = "lowvram.json"
 PART = ".part"  # how the name of a folder ends while it is being made
 MARK = "lowvram.part"  # a file in it: that it is ours
 
 _ELSEWHERE = ".elsewhere"
 _CHUNK_BYTES = 1 << 20
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """The manifest of a prepared component.
-
-    Attributes:
-        model: its name, as the user gave it.
-        role, class_name: of the component.
-        source: what it was made from.
-        weights: "whole", "8bit" or "4bit"; "" for the tokenizer.
-        dtype: of all that is not quantised, e.g. "bfloat16"; "" for the tokenizer.
-        versions: of the packages that made it.
-        files: name to {"bytes", "sha256"}.
-        made: when, in UTC (ISO 8601).
-        version: of the format.
-    """
-
-    model: str
-    role: str
-    class_name: str
-    source: Source
-    weights: str
-    dtype: str
-    versions: Mapping[str, str]
-    files: Mapping[str, Mapping[str, Any]]
-    made: str = ""
-    version: int = FORMAT_VERSION
-
-    @property
-    def bytes(self) -> int:
-        """Of all files."""
-        return sum(int(file["bytes"]) for file in self.files.values())
-
-    def is_same_as(self, wanted: "Prepared") -> bool:
-        """Whether it would serve as `wanted`. Versions may differ: the files are the libraries'
-        own format, which newer versions read.
-        """
-        names = ("role", "class_name", "source", "weights", "dtype", "version")
-        return all(getattr(self, name) == getattr(wanted, name) for name in names)
 
 
 @dataclass(frozen=True)
@@ -137,7 +96,8 @@ def fetch(model: Model, role: str, weights: str, dtype: str) -> tuple[Path, str]
 def find(model: Model, role: str, weights: str, dtype: str) -> Path | None:
     """The folder of a prepared component that is there whole; None where there is none.
 
-    Compares the source, weights and dtype, and the size of each file; reads no weights.
+    Compares the source, weights and dtype, and the size of each file; where it finds none, the
+    content of the source with what else was prepared in that way.
 
     Args:
         weights: "whole", "8bit" or "4bit"; "" for the tokenizer.
@@ -147,15 +107,37 @@ def find(model: Model, role: str, weights: str, dtype: str) -> Path | None:
     for folder in (place(wanted), _elsewhere(place(wanted))):
         if folder is not None and read(folder, wanted) is not None:
             return folder
+    return next(
+        (folder for folder, made in _ready(wanted) if same_content(model, wanted.role, made)), None
+    )
+
+
+def adopted(made: Prepared, target: Path) -> tuple[Path, Prepared] | None:
+    """What was prepared before with the same files as `made`, from a source that is cut otherwise:
+    it serves both from now on. None where there is no such.
+    """
+    for folder, other in _ready(made):
+        if folder != target and same_files(folder, other, target, made):
+            both = replace(other, contents={**other.contents, **made.contents})
+            artifacts.write_bytes(folder / MANIFEST, both.to_text().encode())
+            return folder, both
     return None
+
+
+def _ready(wanted: Prepared) -> Iterator[tuple[Path, Prepared]]:
+    """Every component that was prepared as `wanted` would be, of whatever source."""
+    for entry in list_prepared():
+        made = entry.prepared
+        if entry.state == "ready" and made is not None and made.is_like(wanted):
+            yield entry.path, made
 
 
 def read(folder: Path, wanted: Prepared) -> Prepared | None:
     """The manifest of a folder that is there whole and is what is wanted, else None."""
-    found = _manifest(folder)
-    if found is None or not found.is_same_as(wanted) or not _is_whole(folder, found):
+    found = read_manifest(folder)
+    if found is None or not found.is_like(wanted) or found.source != wanted.source:
         return None
-    return found
+    return found if is_whole(folder, found) else None
 
 
 def is_intact(folder: Path, made: Prepared) -> bool:
@@ -343,36 +325,19 @@ def delete(folder: Path) -> None:
     part.rmdir()
 
 
-def _manifest(folder: Path) -> Prepared | None:
-    try:
-        value = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        made = Prepared(**{**value, "source": Source(**value["source"])})
-        sizes = [int(file["bytes"]) for file in made.files.values()]
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        return None
-    return made if sizes and made.version <= FORMAT_VERSION else None
-
-
-def _is_whole(folder: Path, made: Prepared) -> bool:
-    try:
-        return all((folder / n).stat().st_size == f["bytes"] for n, f in made.files.items())
-    except OSError:
-        return False
-
-
 def _is_ours(folder: Path) -> bool:
     """Whether a folder, and not a link to one, has our manifest or mark."""
     if folder.is_symlink() or not folder.is_dir():
         return False
     if folder.name.endswith(PART) and not any(folder.iterdir()):
         return True  # killed between making it and marking it, or just before it was gone
-    return _manifest(folder) is not None or (folder / MARK).is_file()
+    return read_manifest(folder) is not None or (folder / MARK).is_file()
 
 
 def _entry(path: Path) -> Entry:
-    made = _manifest(path)
+    made = read_manifest(path)
     if made is not None and not path.name.endswith(PART):
-        state = "ready" if _is_whole(path, made) else "damaged"
+        state = "ready" if is_whole(path, made) else "damaged"
     else:
         state = "unfinished" if path.is_dir() else "missing"
     files = [each for each in path.glob("*") if each.is_file()] if path.is_dir() else []

@@ -5,7 +5,7 @@ which says for each component which commit of which repository, or which folder,
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ from lowvram.files import (
 
 DEFAULT_MODEL = "pixart-sigma-1024"
 
+_RARE = ("timesteps", "swapped")  # fields that a model's record has only where they say something
+
 
 @dataclass(frozen=True)
 class Model:
@@ -34,6 +36,8 @@ class Model:
         family: name of its family.
         sources: by component role.
         steps, guidance_scale: its defaults.
+        timesteps: that it starts from by default, instead of `steps`; empty for none.
+        swapped: roles of the components that do not come with it: see swaps.py.
     """
 
     name: str
@@ -41,18 +45,25 @@ class Model:
     sources: Mapping[str, Source]
     steps: int
     guidance_scale: float
+    timesteps: tuple[int, ...] = ()
+    swapped: tuple[str, ...] = ()
 
     def record(self) -> dict[str, Any]:
         """What artifacts say of the model, JSON types only."""
-        return asdict(self)
+        record = asdict(self)
+        rare = {name: list(record.pop(name)) for name in _RARE}
+        return record | {name: value for name, value in rare.items() if value}
 
     def public_record(self) -> dict[str, Any]:
         """The same for a picture that may be shared: no path of this machine."""
-        return {
-            "name": Path(self.name).name if Path(self.name).is_absolute() else self.name,
+        record: dict[str, Any] = {
+            "name": _public(self.name),
             "family": self.family,
             "revisions": {role: source.revision for role, source in self.sources.items()},
         }
+        if self.swapped:
+            record["swapped"] = {role: _public(self.sources[role].place) for role in self.swapped}
+        return record
 
     @staticmethod
     def from_record(record: Mapping[str, Any]) -> "Model":
@@ -63,7 +74,8 @@ class Model:
         """
         try:
             sources = {role: Source(**source) for role, source in record["sources"].items()}
-            model = Model(**{**record, "sources": sources})
+            rare = {name: tuple(record.get(name, ())) for name in _RARE}
+            model = Model(**{**record, "sources": sources, **rare})
         except (KeyError, TypeError, AttributeError):
             raise ModelError("the file names no usable model: name it with -m") from None
         if model.family not in all_families():
@@ -118,7 +130,8 @@ class Model:
     def subfolder(self, role: str) -> str:
         """Where the component lies in its source; "" for one saved on its own."""
         subfolder = self.get_family().component(role).subfolder
-        if role == "transformer" and not find(self.sources[role], f"{subfolder}/config.json"):
+        may_be_alone = role == "transformer" or (role in self.swapped and role != "tokenizer")
+        if may_be_alone and not find(self.sources[role], f"{subfolder}/config.json"):
             return ""
         return subfolder
 
@@ -134,6 +147,10 @@ def resolve(name: str, revision: str | None = None) -> Model:
         ModelError: no such model, not to be had, or of no family known here.
     """
     for family in all_families().values():
+        for entry in family.models.values():
+            if name == entry.repository and not entry.bundled:
+                # What it lacks, and its defaults, are known; the newest revision counts.
+                return _published(family, name, replace(entry, revision="main"), revision)
         if name in family.models:
             if revision is not None and family.models[name].bundled:
                 raise RequestError(f"--revision {revision}: {name} has none, leave it out")
@@ -156,8 +173,8 @@ def _published(family: Family, name: str, entry: Published, revision: str | None
         source = Source(entry.repository, "", "bundled")
     else:
         source = Source(entry.repository, revision or entry.revision, "hub")
-    alone = [family.component("transformer")] if entry.base else list(family.components)
-    return _placed(name, family, source, {component.role for component in alone}, entry)
+    own = entry.own if entry.base else [component.role for component in family.components]
+    return _placed(name, family, source, set(own), entry)
 
 
 def _unpublished(name: str, source: Source) -> Model:
@@ -173,10 +190,10 @@ def _unpublished(name: str, source: Source) -> Model:
             f"{name} is a {listed.get('_class_name')}, which no family here can run: "
             f"families are {', '.join(all_families())}"
         )
-    config = find(source, "transformer/config.json") or find(source, "config.json")
-    class_name = read_json(config).get("_class_name") if config else None
+    path = find(source, "transformer/config.json") or find(source, "config.json")
+    config = read_json(path) if path else {}
     for family in all_families().values():
-        if class_name in family.transformers:
+        if family.claims(config):
             return _placed(name, family, source, {"transformer"}, None)
     raise ModelError(
         f"{name} holds neither model_index.json nor a transformer that is known here: "
@@ -192,23 +209,30 @@ def _placed(
     base = (entry.base if entry else "") or family.base
     sources = dict(resolve(base).sources) if missing else {}
     for role in sorted(roles):
-        sources[role] = _pinned(source, family.component(role).subfolder)
+        sources[role] = pinned(source, family.component(role).subfolder)
     return Model(
         name=str(source.folder) if source.kind == "folder" else name,
         family=family.name,
         sources=sources,
         steps=(entry.steps if entry else 0) or family.default_steps,
         guidance_scale=(entry.guidance_scale if entry else 0) or family.default_guidance_scale,
+        timesteps=entry.timesteps if entry else (),
     )
 
 
-def _pinned(source: Source, subfolder: str) -> Source:
+def pinned(source: Source, subfolder: str) -> Source:
     """The source with its revision made exact: a commit, or a folder's fingerprint."""
     if source.kind == "hub":
-        return Source(source.place, commit(source.place, source.revision), "hub")
+        found = commit(source.place, source.revision, f"{subfolder}/config.json")
+        return Source(source.place, found, "hub")
     folder = source.folder / subfolder
     folder = folder if folder.is_dir() else source.folder
     return Source(source.place, fingerprint(folder), source.kind)
+
+
+def _public(name: str) -> str:
+    """Without the folders of this machine that lead to it."""
+    return Path(name).name if Path(name).is_absolute() else name
 
 
 def _check(model: Model) -> str:

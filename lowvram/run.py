@@ -18,9 +18,10 @@ from lowvram.memory.report import table
 from lowvram.memory.report_files import to_text
 from lowvram.processes import StageProcesses
 from lowvram.progress import OnProgress, ignore
-from lowvram.repository import DEFAULT_MODEL, resolve
+from lowvram.repository import DEFAULT_MODEL
 from lowvram.request.run import RunOptions, resolve_run
 from lowvram.stages.dispatch import carry_out
+from lowvram.swaps import resolve_with
 
 DEFAULT_FOLDER = Path("outputs")
 
@@ -71,6 +72,9 @@ def run(
     output: str | Path | None = None,
     *,
     revision: str | None = None,
+    transformer: str | Path | None = None,
+    vae: str | Path | None = None,
+    text_encoder: str | Path | None = None,
     in_process: bool = False,
     on_progress: OnProgress = ignore,
     **options: Unpack[RunOptions],
@@ -79,6 +83,7 @@ def run(
 
     Args:
         output: a picture (x.png), or a folder; None for a new file in `outputs/`.
+        transformer, vae, text_encoder: others than the model's: see `swaps.swap`.
         in_process: run all stages in this process, with the same release and check between them.
         options: those of the three stages; see `request.run.RunOptions`.
 
@@ -89,7 +94,10 @@ def run(
         processes = None if in_process else stack.enter_context(StageProcesses())
         texts = [prompts] if isinstance(prompts, str) else list(prompts)
         picture = _picture_path(output, texts)
-        trip = Trip(resolve_run(prompts, resolve(model, revision), picture, **options))
+        found = resolve_with(
+            model, revision, transformer=transformer, vae=vae, text_encoder=text_encoder
+        )
+        trip = Trip(resolve_run(prompts, found, picture, **options))
         carry = carry_out if processes is None else processes.run
         stages, _ = carry_through([trip], carry, on_progress)
     if trip.error is not None:

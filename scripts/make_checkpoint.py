@@ -180,9 +180,11 @@ def _is_made(folder: Path, made_with: Mapping[str, Any]) -> bool:
 def _configs(family: Family, size: str, sample_size: int | None) -> dict[str, Config]:
     configs = dict(family.tiny_configs if size == "tiny" else family.published_configs)
     if sample_size is not None:
-        # As the published models: 0.5, 1, 2 and 4 for 256, 512, 1024 and 2048 px.
-        scale = {"sample_size": sample_size, "interpolation_scale": sample_size / 64}
-        configs["transformer"] = {**configs["transformer"], **scale}
+        transformer = {**configs["transformer"], "sample_size": sample_size}
+        if "interpolation_scale" in transformer:
+            # As the published models: 0.5, 1, 2 and 4 for 256, 512, 1024 and 2048 px.
+            transformer["interpolation_scale"] = sample_size / 64
+        configs["transformer"] = transformer
     return configs
 
 

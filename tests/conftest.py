@@ -28,6 +28,14 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_alpha(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same of PixArt-alpha."""
+    folder = tmp_path_factory.mktemp("tiny-alpha")
+    make_checkpoint(folder, size="tiny", shard="200KB", family="pixart-alpha")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def true_sizes(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The published configurations; the weights are there by name only, for nothing loads them."""
     folder = tmp_path_factory.mktemp("true") / "published"

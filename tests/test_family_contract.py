@@ -29,6 +29,12 @@ def test_contract(family: Family) -> None:
         assert published.base in ("", *family.models)
     assert family.max_tokens > 1 and family.default_steps > 0 and family.default_guidance_scale > 0
 
+    for configs in (family.tiny_configs, family.published_configs):
+        assert family.mismatch(configs) == ""
+        for name in family.transformers:  # one that comes alone is of one family
+            alone = {"_class_name": name, **configs["transformer"]}
+            assert [each.name for each in FAMILIES if each.claims(alone)] == [family.name]
+
     networks = {role: build(family, role) for role in ("text_encoder", "transformer", "vae")}
     for role, network in networks.items():
         component = family.component(role)

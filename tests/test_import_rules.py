@@ -28,6 +28,9 @@ LIGHT = (
     "families",
     "prepared",
     "contents",
+    "swaps",
+    "manifest",
+    "sharing",
     "doctor",
 )
 FORBIDDEN = {

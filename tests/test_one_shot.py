@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import PixArtSigmaPipeline
+from diffusers import DiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -37,15 +37,15 @@ CASES = {
 }
 
 
-@pytest.fixture(params=["tiny", "demo"])
-def model(request: pytest.FixtureRequest, tiny: Path) -> str:
-    return str(tiny) if request.param == "tiny" else "demo"
+@pytest.fixture(params=["tiny", "tiny_alpha", "demo"])
+def model(request: pytest.FixtureRequest) -> str:
+    return "demo" if request.param == "demo" else str(request.getfixturevalue(request.param))
 
 
 def one_shot(model: str, case: Case, binning: bool) -> tuple[torch.Tensor, list[Image.Image]]:
     """Latents `[pictures, channels, height, width]` and pictures of the diffusers pipeline."""
     folder = resolve(model).sources["vae"].folder
-    pipeline = PixArtSigmaPipeline.from_pretrained(folder, dtype=torch.float32)
+    pipeline = DiffusionPipeline.from_pretrained(folder, dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     seen: list[torch.Tensor] = []
     pictures = pipeline(

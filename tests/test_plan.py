@@ -17,7 +17,7 @@ from lowvram import cli, component, errors
 from lowvram.families import all_families
 from lowvram.memory.budget import find_room
 from lowvram.memory.plan import Room
-from lowvram.memory.predict import trace
+from lowvram.memory.predict import trace, without_storage
 from lowvram.memory.rates import assumed
 from lowvram.pixels.whole import WholeDecode
 from lowvram.repository import resolve
@@ -28,6 +28,7 @@ from lowvram.stages.options.component import shapes
 from lowvram.stages.options.encoder import encode_once
 from lowvram.stages.options.transformer import Steps, step_once, transformer_options
 from lowvram.stages.savings import LADDER, UNGUIDED
+from lowvram.weights.checkpoint import build, find_class
 
 CUDA = torch.device("cuda")
 PROMPT = "a large blue star on a yellow background"
@@ -41,7 +42,9 @@ def test_two_blocks_tell_of_all(family: Any, true_sizes: Path) -> None:
     network = shapes(model, "text_encoder", torch.bfloat16)
     work = encode_once(family, 20)
     pairs = [(trace(network, work), trace(network, work, encoder.blocks))]
-    network = shapes(model, "transformer", torch.float16)
+    transformer = find_class(family.component("transformer").class_name)
+    config = family.published_configs["transformer"]
+    network = without_storage(lambda: build(transformer, config, torch.float16))
     text = {"prompt_embeds": torch.empty(20, 4096), "prompt_attention_mask": torch.empty(20)}
     for guidance, savings in ((True, LADDER[-1]), (False, UNGUIDED[0])):
         work = step_once(family, savings, Steps((1, 4, 64, 64), text, guidance, 1), "")

@@ -44,6 +44,19 @@ FileModel = Annotated[
 Revision = Annotated[
     str | None, typer.Option("--revision", help="Commit, branch or tag of a repository.")
 ]
+_ELSEWHERE = "owner/name[@revision], a folder, or a short name"
+Transformer = Annotated[
+    str | None,
+    typer.Option("--transformer", help=f"Another than the model's: {_ELSEWHERE}."),
+]
+Vae = Annotated[str | None, typer.Option("--vae", help=f"Another than the model's: {_ELSEWHERE}.")]
+TextEncoder = Annotated[
+    str | None,
+    typer.Option(
+        "--text-encoder",
+        help=f"Another than the model's, with the tokenizer beside it: {_ELSEWHERE}.",
+    ),
+]
 Negative = Annotated[
     str, typer.Option("--negative", "-n", help="What the pictures shall not show.")
 ]

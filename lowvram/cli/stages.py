@@ -35,8 +35,11 @@ from lowvram.cli.options import (
     Sigmas,
     StageBudget,
     Steps,
+    TextEncoder,
     Timesteps,
+    Transformer,
     TransformerWeights,
+    Vae,
     Vram,
     Weights,
     parse_numbers,
@@ -81,6 +84,7 @@ def encode(
     vram: Vram = None,
     stage_budget: StageBudget = None,
     revision: Revision = None,
+    text_encoder: TextEncoder = None,
     as_json: AsJson = False,
 ) -> None:
     """Prompts to embeddings, with the text encoder alone on the device.
@@ -106,6 +110,7 @@ def encode(
             vram=parse_bytes("--vram", vram),
             stage_budget=parse_bytes("--stage-budget", stage_budget),
             revision=revision,
+            text_encoder=text_encoder,
             on_progress=on_progress,
         )
     print_stage(result, as_json, [])
@@ -117,6 +122,7 @@ def denoise(
         Path | None, typer.Option("--output", "-o", help="x.latents.safetensors")
     ] = None,
     model: FileModel = None,
+    transformer: Transformer = None,
     seed: Seed = "0",
     images: Images = None,
     steps: Steps = None,
@@ -148,6 +154,7 @@ def denoise(
             embeds,
             output=output,
             model=model,
+            transformer=transformer,
             seed=parse_seeds(seed),
             images_per_prompt=images,
             steps=steps,
@@ -174,6 +181,7 @@ def decode(
     latents: Annotated[Path, typer.Argument(help="What denoise wrote.")],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="x.png")] = None,
     model: FileModel = None,
+    vae: Vae = None,
     pixels: Decode = "auto",
     dtype: Dtype = "auto",
     device: Device = "auto",
@@ -194,6 +202,7 @@ def decode(
             latents,
             output=output or beside(latents, ".png"),
             model=model,
+            vae=vae,
             decode=pixels,
             dtype=dtype,
             device=device,
@@ -248,6 +257,9 @@ def run(
     device: Device = "auto",
     batch_size: BatchSize = 1,
     revision: Revision = None,
+    transformer: Transformer = None,
+    vae: Vae = None,
+    text_encoder: TextEncoder = None,
     in_process: Annotated[
         bool, typer.Option("--in-process", help="All stages in one process, for debugging.")
     ] = False,
@@ -273,6 +285,9 @@ def run(
             output,
             **arguments,
             revision=revision,
+            transformer=transformer,
+            vae=vae,
+            text_encoder=text_encoder,
             in_process=in_process,
             on_progress=on_progress,
         )
@@ -347,12 +362,14 @@ def plan(every: bool, as_json: bool, device: str, **arguments: Any) -> None:
     that budget, whether there is one here or not, unless --device says otherwise.
     """
     from lowvram.cli.plans import as_document, as_table
-    from lowvram.repository import resolve
     from lowvram.request.run import resolve_run
+    from lowvram.swaps import resolve_with
     from lowvram.terminal import quiet_environment
 
     quiet_environment()
-    model = resolve(arguments.pop("model"), arguments.pop("revision"))
+    named = (arguments.pop("model"), arguments.pop("revision"))
+    others = {role: arguments.pop(role) for role in ("transformer", "vae", "text_encoder")}
+    model = resolve_with(*named, **others)
     prompts = arguments.pop("prompts")
     if not prompts:
         raise RequestError("say what the picture shall show")

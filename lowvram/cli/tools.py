@@ -14,6 +14,8 @@ from lowvram.cli.options import (
     AsJson,
     PreparedWeights,
     Revision,
+    TextEncoder,
+    Transformer,
 )
 from lowvram.cli.output import print_json, showing_progress
 
@@ -35,6 +37,8 @@ def prepare(
         typer.Option("--remove", metavar="NAME", help="Delete: a name from the list, or a model."),
     ] = None,
     revision: Revision = None,
+    transformer: Transformer = None,
+    text_encoder: TextEncoder = None,
     as_json: AsJson = False,
 ) -> None:
     """Write once what every later run reads: half of what is published, or a quarter.
@@ -47,9 +51,16 @@ def prepare(
 
     if (model is not None) + show + (remove is not None) != 1:
         raise errors.RequestError("name a model to prepare, or use --list or --remove NAME")
-    if model is None and (to is not None or revision is not None or weights != "bf16"):
+    given = (to, revision, transformer, text_encoder)
+    if model is None and (weights != "bf16" or any(each is not None for each in given)):
         raise errors.RequestError(
-            "--weights, --to and --revision are for preparing a model: leave them out here"
+            "--weights, --to, --revision and the like are for preparing a model: "
+            "leave them out here"
+        )
+    if transformer is not None and weights != "bf16":
+        raise errors.RequestError(
+            f"--transformer has no effect with --weights {weights}, which is of the text encoder: "
+            "leave it out"
         )
     if remove is not None:
         freed = prepared.remove(remove)
@@ -60,12 +71,15 @@ def prepare(
         return
     entries = prepared.list_prepared()
     if model is not None:
-        from lowvram.repository import resolve
+        from lowvram.swaps import resolve_with
 
         with showing_progress() as on_progress:
             from lowvram.stages.prepare import prepare as write
 
-            made = write(resolve(model, revision), weights, to, on_progress)
+            found = resolve_with(
+                model, revision, transformer=transformer, text_encoder=text_encoder
+            )
+            made = write(found, weights, to, on_progress)
         entries = [each for each in prepared.list_prepared() if each.prepared in made]
     if as_json:
         print_json({"prepared": [each.to_json() for each in entries]})

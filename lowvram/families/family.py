@@ -56,16 +56,21 @@ class Published:
         revision: the commit that is fetched; "main" where none is pinned (the commit found is
             written into the artifacts, and later stages use that one).
         base: short name of the model that has the components missing here; "" for none.
+        own: where there is a base, the roles of the components that lie here nevertheless.
         bundled: whether it lies inside this package.
-        steps, guidance_scale: defaults of this model; 0 where the family's apply.
+        steps, guidance_scale: defaults of this model; 0 where the family's apply. A guidance of 1
+            is none.
+        timesteps: that this model was distilled for, where they are not its scheduler's own.
     """
 
     repository: str
     revision: str = "main"
     base: str = ""
+    own: tuple[str, ...] = ("transformer",)
     bundled: bool = False
     steps: int = 0
     guidance_scale: float = 0.0
+    timesteps: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -91,7 +96,7 @@ class Family(ABC):
 
     name: ClassVar[str]
     pipelines: ClassVar[tuple[str, ...]]  # `_class_name`s in model_index.json
-    transformers: ClassVar[tuple[str, ...]]  # `_class_name`s of a lone transformer
+    transformers: ClassVar[tuple[str, ...]]  # `_class_name`s of a lone transformer: see `claims`
     components: ClassVar[tuple[Component, ...]]
     models: ClassVar[Mapping[str, Published]]
     base: ClassVar[str]  # completes a repository that holds a transformer only
@@ -104,6 +109,18 @@ class Family(ABC):
     def component(self, role: str) -> Component:
         """The component with that role."""
         return next(c for c in self.components if c.role == role)
+
+    def claims(self, transformer: Config) -> bool:
+        """Whether a transformer that came alone, with this configuration, is of this family."""
+        return transformer.get("_class_name") in self.transformers
+
+    @abstractmethod
+    def mismatch(self, configs: Mapping[str, Config]) -> str:
+        """Why components cannot work together; "" where they can.
+
+        Args:
+            configs: config.json of "text_encoder", "transformer" and "vae".
+        """
 
     @abstractmethod
     def clean(self, text: str, clean_caption: bool) -> str:
@@ -157,6 +174,15 @@ class Family(ABC):
             `[pictures, channels, height, width]`.
         """
 
+    def stepped(self, outputs: "tuple[Tensor, ...]", steps: int) -> "Tensor":
+        """The new latents among what a scheduler's step gave.
+
+        Args:
+            outputs: the previous sample; with some schedulers then the predicted original.
+            steps: how many are taken in all.
+        """
+        return outputs[0]
+
     @abstractmethod
     def unscale(self, latents: "Tensor", vae: Config) -> "Tensor":
         """Latents as the transformer works on them, to latents as the VAE made them."""
@@ -178,6 +204,10 @@ class Family(ABC):
         Raises:
             RequestError: a size that the model cannot do.
         """
+
+    def size_note(self, configs: Mapping[str, Config], requested: Size, rendered: Size) -> str:
+        """What a person should know before the model computes that size; "" for nothing."""
+        return ""
 
     @abstractmethod
     def latent_shape(self, configs: Mapping[str, Config], rendered: Size) -> tuple[int, int, int]:

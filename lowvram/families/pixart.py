@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 MIN_SIDE, MAX_SIDE = 16, 8192  # px; a sanity limit, twice what the paper shows
+MOST_TRAINED_SIDE = 2048  # px; of the 2K model's square, whose area no other size of it exceeds
+NOTED_ENLARGEMENT = 1.5  # of the area
 
 T5_XXL = {
     "d_model": 4096, "d_ff": 10240, "d_kv": 64, "num_heads": 64, "num_layers": 24,
@@ -115,6 +117,22 @@ class PixArtSigma(Family):
         "scheduler": DPM_SOLVER,
     }
 
+    def claims(self, transformer: Config) -> bool:
+        """Published ones name the scale of their position embeddings; PixArt-alpha's do not."""
+        return super().claims(transformer) and transformer.get("interpolation_scale") is not None
+
+    def mismatch(self, configs: Mapping[str, Config]) -> str:
+        """Channels between text encoder and transformer, transformer and VAE; and an f8 VAE."""
+        text, transformer, vae = (configs[r] for r in ("text_encoder", "transformer", "vae"))
+        made, taken = text.get("d_model"), transformer.get("caption_channels")
+        if made != taken:
+            return f"the text encoder makes {made} channels, and the transformer takes {taken}"
+        made, taken = transformer.get("in_channels"), vae.get("latent_channels")
+        if made != taken:
+            return f"the transformer makes {made} channels, and the VAE takes {taken}"
+        pixels = _pixels_per_cell(vae)
+        return "" if pixels == 8 else f"the VAE makes {pixels} px of a cell, where 8 are computed"
+
     def clean(self, text: str, clean_caption: bool) -> str:
         """As `PixArtSigmaPipeline._text_preprocessing` does; it needs no loaded model."""
         return str(_pipeline()._text_preprocessing(text, clean_caption=clean_caption)[0])
@@ -154,7 +172,7 @@ class PixArtSigma(Family):
             encoder_hidden_states=conditions["prompt_embeds"],
             encoder_attention_mask=conditions["prompt_attention_mask"],
             timestep=timestep.reshape(1).expand(both.shape[0]),
-            added_cond_kwargs={"resolution": None, "aspect_ratio": None},
+            added_cond_kwargs=self.size_conditions(transformer, both),
             return_dict=False,
         )[0]
         if guided:
@@ -164,9 +182,13 @@ class PixArtSigma(Family):
             predicted = predicted.chunk(2, dim=1)[0]
         return predicted
 
+    def size_conditions(self, transformer: Any, latents: "Tensor") -> dict[str, "Tensor | None"]:
+        """What the transformer is told of the picture's size: nothing."""
+        return {"resolution": None, "aspect_ratio": None}
+
     def unscale(self, latents: "Tensor", vae: Config) -> "Tensor":
         """Divided by the VAE's scaling factor."""
-        return latents / float(vae["scaling_factor"])
+        return latents / float(vae.get("scaling_factor", 0.18215))  # diffusers' default
 
     def render_size(
         self, configs: Mapping[str, Config], size: Size | None, binning: bool
@@ -194,6 +216,22 @@ class PixArtSigma(Family):
                 f"{'' if binning else ' without binning'}: use {nearest}"
             )
         return asked, asked
+
+    def size_note(self, configs: Mapping[str, Config], requested: Size, rendered: Size) -> str:
+        """For more than the model was trained for, and for what will be scaled up."""
+        side = int(configs["transformer"]["sample_size"]) * _pixels_per_cell(configs["vae"])
+        computed = rendered.width * rendered.height
+        if computed > MOST_TRAINED_SIDE**2:
+            return (
+                f"{rendered} is more than any published checkpoint was trained for "
+                f"({MOST_TRAINED_SIDE}x{MOST_TRAINED_SIDE}; no 4K checkpoint is published): "
+                "this shows what fits into memory, and no good picture"
+            )
+        if computed > side**2:
+            return f"{rendered} is more than this model was trained for ({side}x{side})"
+        if requested.width * requested.height > NOTED_ENLARGEMENT * computed:
+            return f"{requested} will be scaled up from {rendered}, which this model computes"
+        return ""
 
     def latent_shape(self, configs: Mapping[str, Config], rendered: Size) -> tuple[int, int, int]:
         """`in_channels` of the transformer, and a cell for each 8 x 8 px of an f8 VAE."""

@@ -1,5 +1,6 @@
 """What was asked of the denoise stage."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -12,6 +13,8 @@ from lowvram.families.family import Size
 from lowvram.repository import Model
 from lowvram.request.checks import artifact, budget, in_range, one_of
 from lowvram.request.encode import DTYPES
+
+log = logging.getLogger(__name__)
 
 TRANSFORMER_WEIGHTS = ("auto", "whole", "stream")
 MAX_SEED = 2**63 - 1
@@ -101,7 +104,8 @@ def resolve_denoise(
         seed: of the first picture of each prompt, the next ones count up; or one per picture of a
             prompt; or one per picture in all, prompt by prompt.
         images_per_prompt: None for one, or as many as there are seeds.
-        steps: None for the model's default; or give `timesteps` (descending) or `sigmas`.
+        steps: None for the model's default; or give `timesteps` (descending) or `sigmas`. A model
+            that was distilled for certain timesteps has them by default.
         guidance_scale: None for the model's default; 1 or less turns guidance off.
         size: width and height in px; None for the model's own.
         binning: compute at the nearest size the model was trained on, resize after decoding.
@@ -118,6 +122,8 @@ def resolve_denoise(
         RequestError: names the value and the way out.
     """
     seeds, images = _seeds(seed, images_per_prompt, prompts)
+    if steps is None and not timesteps and not sigmas:
+        timesteps = model.timesteps
     if (timesteps and sigmas) or (steps is not None and (timesteps or sigmas)):
         raise RequestError("--steps, --timesteps and --sigmas exclude each other: give one")
     if timesteps and list(timesteps) != sorted(set(timesteps), reverse=True):
@@ -132,8 +138,11 @@ def resolve_denoise(
     asked = size if size is None or isinstance(size, Size) else Size(*size)
     try:
         requested, rendered = model.get_family().render_size(configs, asked, binning)
+        note = model.get_family().size_note(configs, requested, rendered)
     except (KeyError, TypeError) as error:
         raise ModelError(f"{model.name} has a configuration that lacks {error}") from None
+    if note:
+        log.warning("%s", note)
     chosen_guidance = model.guidance_scale if guidance_scale is None else guidance_scale
     if not 0 <= chosen_guidance <= 100:  # NaN fails this too
         raise RequestError(f"--guidance {guidance_scale} is out of range: 0 to 100")

@@ -13,7 +13,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -32,9 +32,10 @@ from lowvram.errors import (
 )
 from lowvram.families.family import Component
 from lowvram.files import absolute
-from lowvram.prepared import Prepared
+from lowvram.manifest import MANIFEST, Prepared, read_manifest
 from lowvram.progress import OnProgress, Progress, ignore
 from lowvram.repository import Model
+from lowvram.sharing import content_of
 from lowvram.weights.checkpoint import Weights, broken_files_named, find_class
 from lowvram.weights.conversion import Conversion
 from lowvram.weights.quantized import Quantized
@@ -148,20 +149,32 @@ def _make(
     with _out_of_memory_named(title), prepared.locked(target, on_wait=lambda: on_progress(on_wait)):
         if to is None:
             there = prepared.find(model, wanted.role, wanted.weights, wanted.dtype)
+            found = read_manifest(there) if there else None
         else:
-            there = target
-        found = prepared.read(there, wanted) if there else None
+            there, found = target, prepared.read(target, wanted)
+        before = found.contents if found else {}
         if found is not None and not prepared.is_intact(there or target, found):
             log.warning("the %s at %s is damaged: made again", title, there)
             found, target = None, there or target
         if found is not None:
-            prepared.point(wanted, target)
+            if found.source == wanted.source:
+                prepared.point(wanted, target)
+            else:
+                log.info("the %s is the same as that of %s", title, found.model)
             log.info("the %s is prepared already: %s", title, there)
             return found
         on_progress(Progress("prepare", f"reading {title}"))
         source = model.fetch(wanted.role)
         wanted = replace(wanted, versions={name: version(name) for name in _packages(wanted)})
+        wanted = replace(wanted, contents={**before, **content_of(model, wanted.role)})
         made = _build(wanted, target, lambda part: _filled(fill, source, part))
+        twin = prepared.adopted(made, target) if to is None else None
+        if twin is not None:
+            with prepared.storage_errors(target):
+                prepared.delete(target)
+                prepared.forget(target)
+            log.info("the %s is the same as that of %s: %s", title, twin[1].model, twin[0])
+            return twin[1]
     log.info("prepared the %s: %s (%.1f MB)", title, target, made.bytes / 1e6)
     return made
 
@@ -185,9 +198,7 @@ def _build(wanted: Prepared, target: Path, fill: Callable[[Path], Mapping[str, s
             (part / prepared.MARK).touch()
             files = _recorded(part, fill(part))
             made = replace(wanted, files=files, made=datetime.now(UTC).isoformat("T", "seconds"))
-            artifacts.write_bytes(
-                part / prepared.MANIFEST, artifacts.canonical_json(asdict(made)).encode()
-            )
+            artifacts.write_bytes(part / MANIFEST, made.to_text().encode())
             (part / prepared.MARK).unlink()
             fsync_folder(part)
             os.replace(part, target)

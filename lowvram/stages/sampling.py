@@ -33,6 +33,7 @@ def sample(
     latents: "Tensor",
     step_options: dict[str, Any],
     on_step: Callable[[int, "Tensor", "Tensor"], None],
+    stepped: "Callable[[tuple[Tensor, ...]], Tensor]",
 ) -> "Tensor":
     """From noise to latents.
 
@@ -42,6 +43,7 @@ def sample(
         latents: `[pictures, channels, height, width]`, standard normal.
         step_options: what this scheduler's `step` takes besides (eta, generator).
         on_step: called after each with its index, timestep and latents.
+        stepped: the new latents among what the scheduler's step gave.
 
     Returns:
         `[pictures, channels, height, width]`.
@@ -49,9 +51,8 @@ def sample(
     latents = latents * scheduler.init_noise_sigma
     for index, timestep in enumerate(scheduler.timesteps):
         prediction = predict(scheduler.scale_model_input(latents, timestep), timestep)
-        latents = scheduler.step(prediction, timestep, latents, **step_options, return_dict=False)[
-            0
-        ]
+        outputs = scheduler.step(prediction, timestep, latents, **step_options, return_dict=False)
+        latents = stepped(outputs)
         on_step(index, timestep, latents)
     return latents
 
@@ -159,16 +160,20 @@ def _denoise_batch(
     """Latents of one batch, on the host."""
     import torch
 
-    shape = (1, *group.shape)
-    predict = network.predictor(group.model.get_family(), batch, group.task.guidance_scale)
+    shape, family = (1, *group.shape), group.model.get_family()
+    task = group.task
+    steps = len(task.timesteps or task.sigmas) or task.steps
+    predict = network.predictor(family, batch, task.guidance_scale)
     generators = [torch.Generator("cpu").manual_seed(start.seed) for start in batch]
     noise = [
         torch.randn(shape, generator=generator) if start.noise is None else start.noise
         for start, generator in zip(batch, generators, strict=True)
     ]
-    options = step_options(scheduler, group.task.eta, generators)
+    options = step_options(scheduler, task.eta, generators)
     start = torch.cat(noise).to(network.device, network.dtype)
-    return sample(predict, scheduler, start, options, on_step).cpu()
+    return sample(
+        predict, scheduler, start, options, on_step, lambda outputs: family.stepped(outputs, steps)
+    ).cpu()
 
 
 def every(steps: int, callback: Callback | None) -> Callback | None:
