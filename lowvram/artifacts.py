@@ -27,7 +27,7 @@ METADATA_KEY = "lowvram"
 SUFFIXES = {"embeds": ".embeds.safetensors", "latents": ".latents.safetensors"}
 
 # What makes each kind: the stage to name when a file of that kind is wanted.
-_MADE_BY = {"embeds": "encode", "latents": "denoise"}
+_MADE_BY = {"embeds": "encode", "latents": "denoise", "text": "encode"}
 _CHUNK_BYTES = 1 << 20
 _MAX_HEADER_BYTES = 100_000_000  # the limit in the safetensors specification
 
@@ -37,7 +37,7 @@ class Header:
     """What an artifact says of itself.
 
     Attributes:
-        kind: "embeds" or "latents".
+        kind: "embeds", "latents", or "text": a text's embeddings in the cache.
         model: the model's record (`repository.Model.record`): later stages find it from here.
         settings: every setting that changed a byte, JSON types only.
         items: one record per prompt (embeds) or per picture (latents), in order.
