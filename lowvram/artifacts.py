@@ -122,6 +122,8 @@ def read(path: Path, kind: str) -> tuple[Header, dict[str, "Tensor"]]:
         tensors = load_file(path)
     except SafetensorError:
         raise _damaged(path, header, "its list of tensors") from None
+    except FileNotFoundError:  # deleted since it was verified
+        raise ArtifactError(f"{path} does not exist: check the path") from None
     for name, tensor in tensors.items():
         described = header.tensors[name]
         if [str(tensor.dtype), list(tensor.shape)] != [
@@ -141,11 +143,14 @@ def verify(path: Path, kind: str) -> Header:
     header, offsets, start = _parse(path, kind)
     if set(offsets) != set(header.tensors):
         raise _damaged(path, header, "its list of tensors")
-    with open(path, "rb") as file:
-        for name, (begin, end) in offsets.items():
-            file.seek(start + begin)
-            if _sha256(file, end - begin) != header.tensors[name]["sha256"]:
-                raise _damaged(path, header, f"tensor {name}")
+    try:
+        with open(path, "rb") as file:
+            for name, (begin, end) in offsets.items():
+                file.seek(start + begin)
+                if _sha256(file, end - begin) != header.tensors[name]["sha256"]:
+                    raise _damaged(path, header, f"tensor {name}")
+    except OSError as error:  # deleted since, or its disk fails
+        raise ArtifactError(f"{path} cannot be read ({error.strerror}): check the path") from None
     return header
 
 
