@@ -27,7 +27,7 @@ PROMPT = "a red circle"
 
 
 @pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A cache of its own, turned on."""
     monkeypatch.setenv("LOWVRAM_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv(embeds_cache.VARIABLE)
@@ -120,10 +120,10 @@ def test_models_with_the_same_encoder_share(tiny: Path, tmp_path: Path, loads: l
 
 
 def test_a_damaged_entry_is_made_again(
-    tiny: Path, tmp_path: Path, cache: Path, loads: list[int]
+    tiny: Path, tmp_path: Path, kept: Path, loads: list[int]
 ) -> None:
     first = encode(tiny, tmp_path)
-    whole = {path: path.read_bytes() for path in cache.glob("??/*.safetensors")}
+    whole = {path: path.read_bytes() for path in kept.glob("??/*.safetensors")}
     assert len(whole) == 2
     path = next(iter(whole))
     for damaged in (whole[path][:-1] + b"\xff", whole[path][:100], b"", *set(whole.values())):
@@ -153,7 +153,7 @@ def opened(tiny: Path) -> embeds_cache.EmbedsCache:
     return embeds_cache.EmbedsCache(resolve(str(tiny)), "e" * 64, "lossless", "float32", "cpu")
 
 
-def test_many_writers_and_readers(opened: embeds_cache.EmbedsCache, cache: Path) -> None:
+def test_many_writers_and_readers(opened: embeds_cache.EmbedsCache, kept: Path) -> None:
     """Entries are whole whoever writes, reads and deletes meanwhile."""
 
     def work(number: int) -> None:
@@ -166,7 +166,7 @@ def test_many_writers_and_readers(opened: embeds_cache.EmbedsCache, cache: Path)
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(work, range(200)))
-    assert not list(cache.glob("??/.*.part"))
+    assert not list(kept.glob("??/.*.part"))
     embeds_cache.trim(0)
     assert embeds_cache.list_entries() == [] and opened.get(text(0)) is None
 
@@ -190,12 +190,12 @@ def test_it_keeps_to_its_size_and_forgets_the_oldest(
 
 
 def test_turned_off(
-    tiny: Path, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: Path, tmp_path: Path, kept: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encode(tiny, tmp_path, cache=False)
     monkeypatch.setenv(embeds_cache.VARIABLE, "off")
     encode(tiny, tmp_path)
-    assert not cache.exists()
+    assert not kept.exists()
 
 
 def test_listing_and_deleting(
