@@ -196,6 +196,15 @@ def test_a_row_that_no_budget_holds_is_refused_and_the_others_made(
     assert len(loads) == 3
 
 
+def test_what_was_foretold_holds_for_the_largest(tmp_path: Path) -> None:
+    """One decision for mixed sizes; measured by counting tensors, as with a budget on a CPU."""
+    made = lowvram.run_many(ROWS, "demo", tmp_path, batch_size=2, stage_budget=1 << 30, **OPTIONS)
+    for report in made.stages:
+        foretold = report["predicted"]["peak_allocated_bytes"]
+        assert 0.5 * foretold <= report["peak_allocated_bytes"] <= 1.01 * foretold
+        assert report["budget_bytes"] == 1 << 30
+
+
 def test_an_interruption_keeps_what_is_done(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
