@@ -6,7 +6,6 @@ One that fails is a row that says so. Imports torch when called.
 import math
 import platform
 import re
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -17,15 +16,10 @@ from typing import TYPE_CHECKING, Any
 from lowvram import devices, embeds_cache, files, prepared, selftests, versions
 from lowvram.diagnosis import Diagnosis, Row, private_row
 from lowvram.errors import StorageError, first_line
-from lowvram.memory import capacity, rates
+from lowvram.memory import capacity, rates, spill
 
 if TYPE_CHECKING:
     import torch
-
-NO_SPILL = (
-    "NVIDIA Control Panel > Manage 3D settings > CUDA - Sysmem Fallback Policy: "
-    "Prefer No Sysmem Fallback"
-)
 
 
 def diagnose(quick: bool = False) -> Diagnosis:
@@ -54,22 +48,6 @@ def diagnose(quick: bool = False) -> Diagnosis:
     return Diagnosis(tuple(private_row(row) for row in rows))
 
 
-def windows_below(version: str | None = None) -> str | None:
-    """Whether Windows manages the device's memory: "Windows", "WSL" or None.
-
-    Args:
-        version: the text of /proc/version; None to read it.
-    """
-    if version is None:
-        if sys.platform == "win32":
-            return "Windows"
-        try:
-            version = Path("/proc/version").read_text(encoding="utf-8", errors="replace")
-        except OSError:  # not Linux
-            version = ""
-    return "WSL" if "microsoft" in version.lower() else None
-
-
 def _guarded(
     group: str, name: str, needed: bool, check: Callable[[], Iterable[Row]]
 ) -> Iterator[Row]:
@@ -84,13 +62,13 @@ def _guarded(
 def _system() -> Iterator[Row]:
     system = f"{platform.system()} {platform.release()} {platform.machine()}"
     yield Row("system", "system", system, system)
-    below = windows_below()
-    spill = (
+    below = spill.windows_below()
+    says = (
         f"{below}: what does not fit spills into system memory without an error, some 8 times "
-        f"slower. To prevent it: {NO_SPILL}"
+        f"slower. To prevent it: {spill.NO_SPILL}"
     )
     state = "note" if below else "ok"
-    yield Row("system", "Windows or WSL", spill if below else "no", below, state)
+    yield Row("system", "Windows or WSL", says if below else "no", below, state)
 
 
 def _packages() -> Iterator[Row]:

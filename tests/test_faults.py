@@ -10,7 +10,6 @@ import torch
 from safetensors.torch import load_file
 from test_plan import pixels
 
-import lowvram
 from lowvram import errors
 from lowvram.course import Trip, _carry_stage
 from lowvram.memory.count import LiveBytes
@@ -101,14 +100,28 @@ def repeat(cycles: int, work: Callable[[], object]) -> None:
     assert min(sizes[-5:]) - min(sizes[10 : cycles // 2]) <= 1 << 20
 
 
-@pytest.mark.parametrize("weights", ["whole", "stream"])
-def test_fifty_cycles_leave_nothing(weights: str, tiny: Path, tmp_path: Path) -> None:
-    embeds = tmp_path / "x.embeds.safetensors"
+@pytest.mark.parametrize(
+    ("stage", "way"),
+    [
+        ("encode", {"weights": "whole"}),
+        ("encode", {"weights": "stream"}),
+        ("denoise", {"weights": "stream"}),
+        ("decode", {"decode": "strips"}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else next(iter(value.values())),
+)
+def test_fifty_cycles_leave_nothing(stage: str, way: dict[str, str], trip: Trip) -> None:
+    task = {**to_json(trip.tasks[STAGES.index(stage)]), **way}
+    told: list[bool] = []
+
+    def cycle() -> None:
+        carry_out(stage, [task], ignore, lambda _, outcome: told.append("error" in outcome))
 
     def tensors() -> int:
         return sum(issubclass(type(each), torch.Tensor) for each in gc.get_objects())
 
-    lowvram.encode(PROMPT, str(tiny), output=embeds, weights=weights)
+    cycle()
     before = tensors()
-    repeat(50, lambda: lowvram.encode(PROMPT, str(tiny), output=embeds, weights=weights))
+    repeat(50, cycle)
     assert tensors() <= before
+    assert told == 51 * [False]

@@ -29,6 +29,10 @@ class DeviceCounters(Protocol):
         """Used by this process, and used by everybody, now."""
         ...
 
+    def capacity(self) -> Known:
+        """What the device has in all."""
+        ...
+
     def reset_peaks(self) -> None:
         """Let the peaks begin at what is there now."""
         ...
@@ -66,6 +70,9 @@ class _Untold:
 
     def driver(self) -> tuple[Known, Known]:
         return None, None
+
+    def capacity(self) -> Known:
+        return None
 
     def reset_peaks(self) -> None:
         return
@@ -107,6 +114,11 @@ class _Cuda:
         if torch.version.hip:
             return None, or_none(lambda: torch.cuda.device_memory_used(self._device))
         return or_none(self._process), or_none(self._used)
+
+    def capacity(self) -> Known:
+        if not self._module.is_initialized():
+            return None
+        return or_none(lambda: self._module.get_device_properties(self._device).total_memory)
 
     def reset_peaks(self) -> None:
         if self._module.is_initialized():  # before that there is no peak

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Self
 from lowvram.memory.counters import device_counters
 from lowvram.memory.leftovers import LeftTensor
 from lowvram.memory.process import peak_rss_bytes, process_counters, reset_peak_rss
+from lowvram.memory.spill import spill_note, windows_below
 from lowvram.memory.timeline import INTERVAL_SECONDS, Marks, Sampler, Timeline
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ class StageReport:
         predicted: some of peak_allocated_bytes, peak_reserved_bytes, peak_process_bytes,
             peak_rss_bytes, disk_read_bytes and seconds, as foretold before the stage.
         settings: every setting that changed a byte, and the model's name.
+        notes: what did not go as it should, with the way out.
     """
 
     stage: str
@@ -66,6 +68,7 @@ class StageReport:
     budget_bytes: int | None = None
     predicted: dict[str, Any] | None = None
     settings: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         """The report as JSON types."""
@@ -188,6 +191,12 @@ class Meter:
             "marks": self._marks.to_json(),
             "disk_read_bytes": self._host.disk_read_bytes(),
         }
+
+    def notes(self) -> list[str]:
+        """What did not go as it should: memory of the system in place of the card's."""
+        below = windows_below() if self.device.type == "cuda" else None
+        total = self._counters.capacity() if below else None
+        return [note] if (note := spill_note(self.timeline.rows, total, below)) else []
 
     def total_seconds(self) -> float:
         """Seconds since the meter was made."""

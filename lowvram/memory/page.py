@@ -150,6 +150,7 @@ def _stage(stage: Mapping[str, Any]) -> str:
     if drawn.disk is not None:
         parts += [disk_svg(drawn, drawn.disk), f'<p class="soft">{_read(stage, drawn.disk)}</p>']
     parts += [_list("Why", stage.get("reasons") or []), _left(stage)]
+    parts.append(_list("Not as it should be", stage.get("notes") or []))
     return (
         f"<section>{''.join(parts)}{_settings(stage.get('settings') or {})}{_marks(drawn)}"
         "</section>"

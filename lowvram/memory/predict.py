@@ -53,13 +53,8 @@ def trace(network: nn.Module, work: Work, blocks: str = "", convolutions: str = 
             followed, and the others counted like the second.
         convolutions: the library whose workspace is added: "cudnn", "onednn" (on a CPU) or "".
     """
-    network, scale, second = copy.deepcopy(network), 0, None
-    if blocks:
-        repeated = network.get_submodule(blocks)
-        assert isinstance(repeated, nn.ModuleList)
-        scale = max(0, len(repeated) - _TRACED_BLOCKS)
-        del repeated[_TRACED_BLOCKS:]
-        second = repeated[-1]
+    network, scale = _copied(network, blocks)
+    second = list(network.get_submodule(blocks).children())[-1] if blocks else None
     with fake_device() as device:
         make_fake(network, device)
         with torch.inference_mode(), _Tracing(device.type, convolutions) as live:
@@ -73,6 +68,21 @@ def trace(network: nn.Module, work: Work, blocks: str = "", convolutions: str = 
         tuple(live.events),
         tuple(result.shape) if isinstance(result, Tensor) else (),
     )
+
+
+def _copied(network: nn.Module, blocks: str) -> tuple[nn.Module, int]:
+    """The network with the first blocks only, and how many were left out."""
+    if not blocks:
+        return copy.deepcopy(network), 0
+    path, _, name = blocks.rpartition(".")
+    owner = network.get_submodule(path)
+    repeated = owner.get_submodule(name)
+    assert isinstance(repeated, nn.ModuleList)
+    setattr(owner, name, repeated[:_TRACED_BLOCKS])  # only what is kept is copied
+    try:
+        return copy.deepcopy(network), max(0, len(repeated) - _TRACED_BLOCKS)
+    finally:
+        setattr(owner, name, repeated)
 
 
 def without_storage(build: Callable[[], nn.Module]) -> nn.Module:

@@ -35,7 +35,7 @@ def table(stages: Sequence[Mapping[str, Any]]) -> str:
         ).rstrip()
         for row in rows
     ]
-    return "\n".join(lines + [note for stage in stages for note in left_notes(stage)])
+    return "\n".join(lines + [note for stage in stages for note in notes(stage)])
 
 
 def cells(stages: Sequence[Mapping[str, Any]]) -> list[list[str]]:
@@ -52,6 +52,11 @@ def cells(stages: Sequence[Mapping[str, Any]]) -> list[list[str]]:
         if name == _BUDGETED and _known(budgets):
             columns.append(["budget", *(readable("budget_bytes", value) for value in budgets)])
     return [list(row) for row in zip(*columns, strict=True)]
+
+
+def notes(stage: Mapping[str, Any]) -> list[str]:
+    """What did not go as it should, and what a stage left behind, a line each."""
+    return [f"{stage['stage']}: {note}" for note in stage.get("notes") or []] + left_notes(stage)
 
 
 def left_notes(stage: Mapping[str, Any]) -> list[str]:

@@ -1,5 +1,6 @@
 """What a stage returns: of one task, and of many that share one loaded component."""
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from lowvram.errors import LowvramError, MemoryExhaustedError
 from lowvram.memory.meter import Meter, StageReport
 
 T = TypeVar("T")
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -143,6 +146,8 @@ def report_stage(
         budget_bytes: what the stage was allowed to hold on the device.
         predicted: numbers foretold, by the names of `StageReport`.
     """
+    for note in (notes := meter.notes()):
+        log.warning("%s: %s", stage, note)
     return StageReport(
         stage=stage,
         device=meter.device.type,
@@ -159,6 +164,7 @@ def report_stage(
         budget_bytes=budget_bytes,
         predicted=predicted,
         settings=dict(settings),
+        notes=notes,
         **meter.peaks(),  # type: ignore[arg-type]
         **meter.over_time(),
     )
