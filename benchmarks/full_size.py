@@ -53,7 +53,7 @@ class Row:
     arguments: tuple[str, ...]
 
 
-_ENCODE = ("encode", PROMPT, "-m", "{model}", "-o", "{out}", "--weights")
+_ENCODE = ("encode", PROMPT, "-m", "{model}", "-o", "{out}", "--no-cache", "--weights")
 _DENOISE = ("denoise", "{embeds}", "--steps", "2", "-o", "{out}")
 _DECODE = ("decode", "{latents}", "-o", "{out}")
 ROWS = {  # in the order in which they run: each needs files of those before

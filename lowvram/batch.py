@@ -36,6 +36,7 @@ SHARED = (
     "dtype",
     "device",
     "batch_size",
+    "cache",
     "vram",
     "stage_budget",
 )

@@ -54,17 +54,17 @@ def trip(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Trip:
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_refused_allocation(stage: str, trip: Trip, monkeypatch: pytest.MonkeyPatch) -> None:
     """It recovers with the same result, or exits with the code; no artifact is lost."""
-    number = STAGES.index(stage)
-    output, inputs = Path(trip.tasks[number].output), [Path(each.output) for each in trip.tasks]
+    at = STAGES.index(stage)
+    output, inputs = Path(trip.tasks[at].output), [Path(each.output) for each in trip.tasks]
     before = {path: path.read_bytes() for path in inputs}
     expected = _result(output)
     recovered = 0
     for number in range(FAULTS):
         with Fault(number) as fault:
             try:
-                again = Trip(trip.tasks, trip.made[:number])
-                _carry_stage(number, [again], carry_out, ignore)
-                assert again.error is None and len(again.made) == number + 1
+                again = Trip(trip.tasks, trip.made[:at])
+                _carry_stage(at, [again], carry_out, ignore)
+                assert again.error is None and len(again.made) == at + 1
                 recovered += 1
             except errors.MemoryExhaustedError as error:
                 assert error.exit_code == 6

@@ -11,7 +11,7 @@ from io import TextIOWrapper
 import typer
 
 from lowvram import errors
-from lowvram.cli import stages, tools
+from lowvram.cli import caches, stages, tools
 
 app = typer.Typer(
     name="lowvram",
@@ -35,6 +35,7 @@ for command in (
     tools.doctor,
 ):
     app.command()(command)
+app.add_typer(caches.app)
 
 
 def main() -> None:

@@ -109,6 +109,20 @@ Padding = Annotated[
 MaxTokens = Annotated[
     int | None, typer.Option("--max-tokens", help="Where prompts are cut; default: the model's.")
 ]
+Weighting = Annotated[
+    bool,
+    typer.Option(
+        "--weighting/--no-weighting",
+        help="Read (word:1.3), (word) and [word] as weights; else brackets are text.",
+    ),
+]
+Cache = Annotated[
+    bool,
+    typer.Option(
+        "--cache/--no-cache",
+        help="Take embeddings of texts that were encoded before, and keep new ones.",
+    ),
+]
 Seed = Annotated[
     str,
     typer.Option("--seed", "-s", help="Of the first picture; or a list or range: 7, 1,2,5, 3-6."),

@@ -8,21 +8,22 @@ neighbours in a batch move its embeddings by enough to change pixels by 3 levels
 import itertools
 import logging
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from lowvram import artifacts, prepared
-from lowvram.component import use
+from lowvram import prepared
+from lowvram.component import Used, use
 from lowvram.devices import choose_device, choose_dtype, dtype_name
-from lowvram.errors import NonFiniteError, translated
+from lowvram.errors import translated
 from lowvram.families.family import Family
 from lowvram.memory.budget import untracked
 from lowvram.memory.meter import Meter
 from lowvram.progress import OnProgress, Progress, ignore
 from lowvram.repository import Model
 from lowvram.request.encode import EncodeTask
+from lowvram.stages.embeddings import Work
+from lowvram.stages.lookup import Lookup, look_up
 from lowvram.stages.result import (
-    Made,
     OnOutcome,
     Outcomes,
     StageResult,
@@ -31,12 +32,11 @@ from lowvram.stages.result import (
     shared_settings,
     unheard,
 )
-from lowvram.stages.texts import Job, Reader, Text
+from lowvram.stages.texts import Reader, Text
 from lowvram.weights.checkpoint import Loaded, Weights, broken_files_named, find_class
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor
 
     from lowvram.stages.decision import Decision
 
@@ -83,35 +83,48 @@ def encode_each(
         if not jobs:
             return StageResults(outcomes.in_order(), None)
         work = Work(jobs, outcomes)
-        decision = _decide(task, model, work.texts, device, dtype)
-        weights = decision.strategy
-        stored = "whole" if weights.name == "stream" else weights.name
-        folder, note = prepared.fetch(model, "text_encoder", stored, dtype_name(dtype))
-        reasons = [
-            f"weights {weights.name}: {decision.reason}",
-            f"{dtype_name(dtype)}: {dtype_reason}",
-            *([note] if note else []),
-        ]
-        log.info("encode on %s, %s", device, "; ".join(reasons))
-        on_progress(Progress("encode", "loading the text encoder"))
-        work.settings = {
-            "weights": weights.name,
-            "dtype": dtype_name(dtype),
-            "device": device.type,
-        }
-        used = use(
-            component.class_name,
-            folder,
-            weights,
-            device,
-            meter,
-            decision.room,
-            lambda loaded: _encode_all(work, model.get_family(), loaded, on_progress, meter.mark),
-        )
+        lookup = look_up(task, model, work.texts, dtype_name(dtype), device.type)
+        name, decision = lookup.complete(work.texts), None
+        if not name:
+            decision = _decide(task, model, lookup.missing(work.texts), device, dtype)
+            name = decision.strategy.name
+        work.settings = {"weights": name, "dtype": dtype_name(dtype), "device": device.type}
+        kept = {text for text, embeds in lookup.take(name, work.texts) if work.put(text, embeds)}
+        missing = [text for text in work.texts if text not in kept]
+        if missing and decision is None:  # deleted a moment ago
+            decision = _decide(replace(task, weights=name), model, missing, device, dtype)
+        reasons = [f"{len(kept)} of {len(work.texts)} texts from cache"] if kept else []
+        used: Used[None] = Used(None, 0, [], [])
+        if missing:
+            assert decision is not None
+            stored = "whole" if name == "stream" else name
+            folder, note = prepared.fetch(model, "text_encoder", stored, dtype_name(dtype))
+            reasons = [
+                f"weights {name}: {decision.reason}",
+                f"{dtype_name(dtype)}: {dtype_reason}",
+                *([note] if note else []),
+                *reasons,
+            ]
+            log.info("encode on %s, %s", device, "; ".join(reasons))
+            on_progress(Progress("encode", "loading the text encoder"))
+            used = use(
+                component.class_name,
+                folder,
+                decision.strategy,
+                device,
+                meter,
+                decision.room,
+                lambda loaded: _encode_all(
+                    missing, work, lookup, model.get_family(), loaded, on_progress, meter.mark
+                ),
+            )
+            lookup.close()
+        else:
+            log.info("encode: %s, nothing is loaded", reasons[0])
     report = report_stage(
         meter,
         "encode",
-        weights.name,
+        name if missing else "from cache",
         dtype_name(dtype),
         reasons,
         used,
@@ -122,8 +135,8 @@ def encode_each(
                 dict.fromkeys(text for job in jobs for text in job.task.negative_prompts)
             ),
         },
-        budget_bytes=decision.room.bytes if decision.room.option else None,
-        predicted=decision.predicted,
+        budget_bytes=decision.room.bytes if decision and decision.room.option else None,
+        predicted=decision.predicted if decision else None,
     )
     return StageResults(outcomes.in_order(), report)
 
@@ -156,89 +169,16 @@ def _load_tokenizer(model: Model) -> Any:
         return tokenizer_class.from_pretrained(folder, local_files_only=True)
 
 
-class Work:
-    """The texts of all jobs, each once, and what has become of them.
-
-    A job's file is written as soon as its last text is there, and a text is dropped with the last
-    job that wants it.
-
-    Attributes:
-        texts: to be encoded, in the order in which they are first wanted.
-        settings: what all files say of how they were made.
-    """
-
-    def __init__(self, jobs: Sequence[Job], outcomes: Outcomes) -> None:
-        self._outcomes = outcomes
-        self._wanted_by: dict[Text, list[Job]] = {}
-        for job in jobs:
-            for text in dict.fromkeys(text for item in job.texts for text in item.values()):
-                self._wanted_by.setdefault(text, []).append(job)
-        self._missing = {job.index: job.distinct() for job in jobs}
-        self._embeds: dict[Text, Tensor] = {}
-        self.texts = list(self._wanted_by)
-        self.settings: dict[str, Any] = {}
-
-    def settings_of(self, job: Job) -> dict[str, Any]:
-        """Every setting that changed a byte."""
-        return {
-            **self.settings,
-            "clean_caption": job.task.clean_caption,
-            "padding": job.task.padding,
-            "max_tokens": job.task.max_tokens,
-        }
-
-    def put(self, text: Text, embeds: "Tensor") -> None:
-        """Take in the embeddings of a text, `[tokens, channels]` on the host."""
-        if not embeds.isfinite().all():
-            error = (
-                f"the text encoder gave NaN or infinity in {embeds.dtype} for “{text.says[:60]}”: "
-                "encode with --weights whole --dtype bf16 or fp32"
-            )
-            for job in self._wanted_by[text]:
-                self._outcomes.settle(job.index, NonFiniteError(error))
-            return
-        self._embeds[text] = embeds
-        for job in self._wanted_by[text]:
-            missing = self._missing[job.index]
-            missing.discard(text)
-            if not missing and self._outcomes.is_open(job.index):
-                self._write(job)
-                for each in job.distinct():
-                    self._drop(each)
-
-    def _write(self, job: Job) -> None:
-        header = artifacts.Header("embeds", job.task.model, self.settings_of(job), job.items)
-        with self._outcomes.of(job.index):
-            path = Path(job.task.output)
-            artifacts.write(path, header, self._by_item(job))
-            self._outcomes.settle(job.index, Made([path], job.items))
-
-    def _drop(self, text: Text) -> None:
-        if not any(self._outcomes.is_open(job.index) for job in self._wanted_by[text]):
-            self._embeds.pop(text, None)
-
-    def _by_item(self, job: Job) -> "dict[str, Tensor]":
-        """Tensors by their names in the artifact: "0.prompt_embeds", …, each with a storage of its
-        own, as safetensors wants it.
-        """
-        import torch
-
-        tensors = {}
-        for index, texts in enumerate(job.texts):
-            for prefix, text in texts.items():
-                tensors[f"{index}.{prefix}prompt_embeds"] = self._embeds[text].clone()
-                tensors[f"{index}.{prefix}prompt_attention_mask"] = torch.tensor(text.mask)
-        return tensors
-
-
 def _encode_all(
+    texts: Sequence[Text],
     work: Work,
+    lookup: Lookup,
     family: Family,
     loaded: Loaded,
     on_progress: OnProgress,
     on_text: Callable[[str], None],
 ) -> None:
-    """Embeddings of each text."""
+    """Embeddings of each of the texts."""
     import torch
 
     done = itertools.count(1)
@@ -251,11 +191,12 @@ def _encode_all(
             embeds = family.encode(loaded.model, ids, mask)[0].cpu()
             on_text(f"text {next(done)}")
             with untracked():
-                work.put(text, embeds)
+                if work.put(text, embeds):
+                    lookup.keep(work.settings["weights"], text, embeds)
 
         return encoded
 
     loaded.each(
-        [call(text) for text in work.texts],
+        [call(text) for text in texts],
         lambda done, total: on_progress(Progress("encode", "encoding", done, total)),
     )
