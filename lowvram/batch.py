@@ -16,7 +16,7 @@ from lowvram import artifacts
 from lowvram.course import Trip, carry_through
 from lowvram.errors import LowvramError, RequestError, RowsFailedError
 from lowvram.memory.report import table
-from lowvram.memory.report_files import to_text
+from lowvram.memory.report_files import OF_LIST, to_text
 from lowvram.processes import StageProcesses
 from lowvram.progress import OnProgress, ignore
 from lowvram.repository import DEFAULT_MODEL, Model, resolve
@@ -25,8 +25,6 @@ from lowvram.request.run import RunOptions, resolve_run
 from lowvram.run import DEFAULT_FOLDER, Picture, pictures_of, words_of
 from lowvram.stages.decode import picture_paths
 from lowvram.stages.dispatch import carry_out
-
-REPORT = "batch.report.json"
 
 # What says how the components are loaded and used: one value for the whole list.
 SHARED = (
@@ -220,7 +218,7 @@ def run_listed(
         _result(number, each, trip)
         for number, (each, trip) in enumerate(zip(listed, resolved, strict=True), 1)
     ]
-    result = BatchResult(rows, stages, folder / REPORT)
+    result = BatchResult(rows, stages, folder / OF_LIST)
     artifacts.write_bytes(result.report, to_text(result.to_json()).encode())
     return result
 

@@ -70,11 +70,13 @@ class EmbedsCache:
 
     def __init__(self, model: Model, encoder: str, weights: str, dtype: str, device: str) -> None:
         """`encoder`: of `encoder_key`. `weights`: see `computed_alike`."""
+        encode = type(model.get_family()).encode  # of two families with one method too
         packages = ["torch", "transformers"]
         packages += ["bitsandbytes"] if weights in ("8bit", "4bit") else []
         self._model = model.public_record()
         self._facts = {
             "encoder": encoder,
+            "encoded_by": f"{encode.__module__}.{encode.__qualname__}",
             "weights": weights,
             "dtype": dtype,
             "device": device,
@@ -89,8 +91,8 @@ class EmbedsCache:
         except ArtifactError:
             return False
 
-    def get(self, text: "Text") -> "Tensor | None":
-        """Its embeddings, `[tokens, channels]` on the host; None where they are not there."""
+    def get(self, text: "Text") -> "dict[str, Tensor] | None":
+        """What `Family.encode` made of it, by name, on the host; None where it is not there."""
         path = self._path(text)
         try:
             header, tensors = artifacts.read(path, "text")
@@ -98,16 +100,16 @@ class EmbedsCache:
             return None
         with suppress(OSError):  # a cache that may only be read
             os.utime(path)
-        return tensors["prompt_embeds"] if self._is_of(text, header) else None
+        return tensors if self._is_of(text, header) else None
 
-    def put(self, text: "Text", embeds: "Tensor") -> None:
-        """Keep the embeddings of a text. A cache that cannot be written is said once."""
+    def put(self, text: "Text", made: "dict[str, Tensor]") -> None:
+        """Keep what was made of a text. A cache that cannot be written is said once."""
         if self._broken:
             return
         items = [{"text": text.says, "tokens": sum(text.mask)}]
         header = artifacts.Header("text", self._model, self._facts_of(text), items)
         try:
-            artifacts.write(self._path(text), header, {"prompt_embeds": embeds})
+            artifacts.write(self._path(text), header, made)
         except StorageError as error:
             self._broken = True
             log.warning("embeddings are not kept for later runs: %s", error)
@@ -121,7 +123,7 @@ class EmbedsCache:
         return cache_folder() / digest[:2] / f"{digest}{SUFFIX}"
 
     def _is_of(self, text: "Text", header: artifacts.Header) -> bool:
-        return header.settings == self._facts_of(text) and set(header.tensors) == {"prompt_embeds"}
+        return header.settings == self._facts_of(text) and "prompt_embeds" in header.tensors
 
 
 def cache_folder() -> Path:

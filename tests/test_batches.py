@@ -368,7 +368,9 @@ def test_the_page_about_lists(
     assert err.splitlines()[-1].startswith(
         "lowvram: 1 of 2 rows failed; the first of them is row 2"
     )
-    assert cli.exit_code(["report", "outputs/list"]) == 0
+    for named in ("outputs/list", first["images"][1]["path"]):
+        assert cli.exit_code(["report", named]) == 0
+        assert "denoise" in capsys.readouterr().out
 
 
 def test_names_are_stable_and_a_folder_is_new(

@@ -158,11 +158,11 @@ def test_many_writers_and_readers(opened: embeds_cache.EmbedsCache, kept: Path) 
 
     def work(number: int) -> None:
         embeds = torch.full((2, 64), float(number % 5))
-        opened.put(text(number % 5), embeds)
+        opened.put(text(number % 5), {"prompt_embeds": embeds})
         if number % 7 == 0:
             embeds_cache.trim(2000)
         found = opened.get(text(number % 5))
-        assert found is None or torch.equal(found, embeds)
+        assert found is None or torch.equal(found["prompt_embeds"], embeds)
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(work, range(200)))
@@ -175,7 +175,7 @@ def test_it_keeps_to_its_size_and_forgets_the_oldest(
     opened: embeds_cache.EmbedsCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for number in range(4):
-        opened.put(text(number), torch.zeros(2, 64))
+        opened.put(text(number), {"prompt_embeds": torch.zeros(2, 64)})
     for age, entry in enumerate(sorted(embeds_cache.list_entries(), key=lambda e: e.text)):
         os.utime(entry.path, (1000 - age, 1000 - age))  # text 3 was used longest ago
     assert opened.get(text(3)) is not None  # and is now the newest
@@ -202,7 +202,7 @@ def test_listing_and_deleting(
     opened: embeds_cache.EmbedsCache, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for number in range(3):
-        opened.put(text(number), torch.zeros(2, 64))
+        opened.put(text(number), {"prompt_embeds": torch.zeros(2, 64)})
     assert cli.exit_code(["cache", "ls", "--json"]) == 0
     shown = json.loads(capsys.readouterr().out)
     assert shown["limit_bytes"] == 1 << 30 and len(shown["entries"]) == 3

@@ -10,6 +10,7 @@ from lowvram.artifacts import SUFFIXES
 from lowvram.errors import ArtifactError
 
 SUFFIX = ".report.json"
+OF_LIST = f"batch{SUFFIX}"  # of all pictures that were made from one list
 
 _NUMBERS = (
     *(f"{name}_seconds" for name in ("load", "compute")),
@@ -42,8 +43,8 @@ def find(run: Path) -> Path:
     known = (each for each in (*SUFFIXES.values(), ".png") if run.name.endswith(each))
     stem = run.name.removesuffix(next(known, ""))
     numbered = re.sub(r"-\d+$", "", stem)  # of several pictures: x-0.png
-    for name in (stem, numbered):
-        path = run.with_name(name + SUFFIX)
+    for name in (stem + SUFFIX, numbered + SUFFIX, OF_LIST):
+        path = run.with_name(name)
         if path.is_file():
             return path
     raise ArtifactError(

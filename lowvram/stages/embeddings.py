@@ -31,7 +31,7 @@ class Work:
             for text in dict.fromkeys(text for item in job.texts for text in item.values()):
                 self._wanted_by.setdefault(text, []).append(job)
         self._missing = {job.index: job.distinct() for job in jobs}
-        self._embeds: dict[Text, Tensor] = {}
+        self._made: dict[Text, dict[str, Tensor]] = {}
         self.texts = list(self._wanted_by)
         self.settings: dict[str, Any] = {}
 
@@ -45,21 +45,21 @@ class Work:
             "weighting": job.task.weighting,
         }
 
-    def put(self, text: Text, embeds: "Tensor") -> bool:
-        """Take in the embeddings of a text, `[tokens, channels]` on the host.
+    def put(self, text: Text, made: "dict[str, Tensor]") -> bool:
+        """Take in what the encoder made of a text, by name, on the host.
 
         Returns:
             whether they are numbers; else all who want them have failed.
         """
-        if not embeds.isfinite().all():
+        if not all(tensor.isfinite().all() for tensor in made.values()):
             error = (
-                f"the text encoder gave NaN or infinity in {embeds.dtype} for “{text.says[:60]}”: "
-                "encode with --weights whole --dtype bf16 or fp32"
+                f"the text encoder gave NaN or infinity in {made['prompt_embeds'].dtype} for "
+                f"“{text.says[:60]}”: encode with --weights whole --dtype bf16 or fp32"
             )
             for job in self._wanted_by[text]:
                 self._outcomes.settle(job.index, NonFiniteError(error))
             return False
-        self._embeds[text] = embeds
+        self._made[text] = made
         for job in self._wanted_by[text]:
             missing = self._missing[job.index]
             missing.discard(text)
@@ -78,20 +78,18 @@ class Work:
 
     def _drop(self, text: Text) -> None:
         if not any(self._outcomes.is_open(job.index) for job in self._wanted_by[text]):
-            self._embeds.pop(text, None)
+            self._made.pop(text, None)
 
     def _by_item(self, job: Job) -> "dict[str, Tensor]":
         """Tensors by their names in the artifact: "0.prompt_embeds", …, each with a storage of its
         own, as safetensors wants it.
         """
-        import torch
-
-        tensors = {}
+        tensors: dict[str, Tensor] = {}
         for index, texts in enumerate(job.texts):
             for prefix, text in texts.items():
-                embeds = _weighted(self._embeds[text], job.weights[index][prefix])
-                tensors[f"{index}.{prefix}prompt_embeds"] = embeds
-                tensors[f"{index}.{prefix}prompt_attention_mask"] = torch.tensor(text.mask)
+                for name, tensor in self._made[text].items():
+                    weights = job.weights[index][prefix] if name == "prompt_embeds" else ()
+                    tensors[f"{index}.{prefix}{name}"] = _weighted(tensor, weights)
         return tensors
 
 

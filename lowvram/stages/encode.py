@@ -74,12 +74,13 @@ def encode_each(
     task = tasks[0]
     outcomes = Outcomes(len(tasks), on_outcome)
     model = Model.from_record(task.model)
-    component = model.get_family().component("text_encoder")
+    family = model.get_family()
+    component = family.component("text_encoder")
     device = choose_device(task.device)
     dtype, dtype_reason = choose_dtype(task.dtype, component.dtype, device)
     with Meter(device) as meter:
         on_progress(Progress("encode", "reading the prompts"))
-        jobs = list(Reader(model.get_family(), _load_tokenizer(model)).jobs(tasks, outcomes))
+        jobs = list(Reader(family, _load_tokenizer(model)).jobs(tasks, outcomes))
         if not jobs:
             return StageResults(outcomes.in_order(), None)
         work = Work(jobs, outcomes)
@@ -89,7 +90,7 @@ def encode_each(
             decision = _decide(task, model, lookup.missing(work.texts), device, dtype)
             name = decision.strategy.name
         work.settings = {"weights": name, "dtype": dtype_name(dtype), "device": device.type}
-        kept = {text for text, embeds in lookup.take(name, work.texts) if work.put(text, embeds)}
+        kept = {text for text, made in lookup.take(name, work.texts) if work.put(text, made)}
         missing = [text for text in work.texts if text not in kept]
         if missing and decision is None:  # deleted a moment ago
             decision = _decide(replace(task, weights=name), model, missing, device, dtype)
@@ -99,14 +100,14 @@ def encode_each(
             assert decision is not None
             stored = "whole" if name == "stream" else name
             folder, note = prepared.fetch(model, "text_encoder", stored, dtype_name(dtype))
-            reasons = [
-                f"weights {name}: {decision.reason}",
-                f"{dtype_name(dtype)}: {dtype_reason}",
-                *([note] if note else []),
-                *reasons,
-            ]
+            told = [f"weights {name}: {decision.reason}", f"{dtype_name(dtype)}: {dtype_reason}"]
+            reasons = [*told, *([note] if note else []), *reasons]
             log.info("encode on %s, %s", device, "; ".join(reasons))
             on_progress(Progress("encode", "loading the text encoder"))
+
+            def encode_missing(loaded: Loaded) -> None:
+                _encode_all(missing, work, lookup, family, loaded, on_progress, meter.mark)
+
             used = use(
                 component.class_name,
                 folder,
@@ -114,9 +115,7 @@ def encode_each(
                 device,
                 meter,
                 decision.room,
-                lambda loaded: _encode_all(
-                    missing, work, lookup, model.get_family(), loaded, on_progress, meter.mark
-                ),
+                encode_missing,
             )
             lookup.close()
         else:
@@ -189,10 +188,11 @@ def _encode_all(
 
         def encoded() -> None:
             embeds = family.encode(loaded.model, ids, mask)[0].cpu()
+            made = {"prompt_embeds": embeds, "prompt_attention_mask": mask[0].cpu()}
             on_text(f"text {next(done)}")
             with untracked():
-                if work.put(text, embeds):
-                    lookup.keep(work.settings["weights"], text, embeds)
+                if work.put(text, made):
+                    lookup.keep(work.settings["weights"], text, made)
 
         return encoded
 

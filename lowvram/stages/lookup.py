@@ -41,18 +41,20 @@ class Lookup:
         held = set.intersection(*self.held.values()) if self.held else set()
         return [text for text in texts if text not in held]
 
-    def take(self, weights: str, texts: Sequence[Text]) -> "Iterator[tuple[Text, Tensor]]":
-        """The embeddings that are there by a strategy, one after the other."""
+    def take(
+        self, weights: str, texts: Sequence[Text]
+    ) -> "Iterator[tuple[Text, dict[str, Tensor]]]":
+        """The texts that are there by a strategy, one after the other."""
         for text in texts:
             if text in self.held.get(weights, ()):
-                embeds = self.caches[weights].get(text)
-                if embeds is not None:  # not deleted meanwhile
-                    yield text, embeds
+                made = self.caches[weights].get(text)
+                if made is not None:  # not deleted meanwhile
+                    yield text, made
 
-    def keep(self, weights: str, text: Text, embeds: "Tensor") -> None:
+    def keep(self, weights: str, text: Text, made: "dict[str, Tensor]") -> None:
         """Keep a text for later runs."""
         if weights in self.caches:
-            self.caches[weights].put(text, embeds)
+            self.caches[weights].put(text, made)
 
     def close(self) -> None:
         """Bring the cache back to its size, after texts were added."""
