@@ -19,12 +19,13 @@ from lowvram.memory.report import table
 from lowvram.memory.report_files import OF_LIST, to_text
 from lowvram.processes import StageProcesses
 from lowvram.progress import OnProgress, ignore
-from lowvram.repository import DEFAULT_MODEL, Model, resolve
+from lowvram.repository import DEFAULT_MODEL, Model
 from lowvram.request.checks import is_unicode
 from lowvram.request.run import RunOptions, resolve_run
 from lowvram.run import DEFAULT_FOLDER, Picture, pictures_of, words_of
 from lowvram.stages.decode import picture_paths
 from lowvram.stages.dispatch import carry_out
+from lowvram.swaps import resolve_with
 
 # What says how the components are loaded and used: one value for the whole list.
 SHARED = (
@@ -157,6 +158,9 @@ def run_many(
     output: str | Path | None = None,
     *,
     revision: str | None = None,
+    transformer: str | Path | None = None,
+    vae: str | Path | None = None,
+    text_encoder: str | Path | None = None,
     in_process: bool = False,
     on_progress: OnProgress = ignore,
     **options: Unpack[RunOptions],
@@ -167,6 +171,7 @@ def run_many(
         rows: a prompt, or what a row says of its own; see `Row`.
         output: a folder; None for a new one in `outputs/`. A row's pictures have the same names
             in every run of the same list, and replace those of the last.
+        transformer, vae, text_encoder: others than the model's: see `swaps.swap`.
         in_process: run all stages in this process, with the same release and check between them.
         options: what rows leave open, and `SHARED`; see `request.run.RunOptions`.
 
@@ -181,6 +186,9 @@ def run_many(
         output,
         "batch",
         revision=revision,
+        transformer=transformer,
+        vae=vae,
+        text_encoder=text_encoder,
         in_process=in_process,
         on_progress=on_progress,
         **options,
@@ -194,6 +202,9 @@ def run_listed(
     name: str,
     *,
     revision: str | None = None,
+    transformer: str | Path | None = None,
+    vae: str | Path | None = None,
+    text_encoder: str | Path | None = None,
     in_process: bool = False,
     on_progress: OnProgress = ignore,
     **options: Unpack[RunOptions],
@@ -208,7 +219,10 @@ def run_listed(
     folder = _folder(output, name)
     with ExitStack() as stack:
         processes = None if in_process else stack.enter_context(StageProcesses())
-        resolved = resolve_rows(listed, resolve(model, revision), folder, options)
+        found = resolve_with(
+            model, revision, transformer=transformer, vae=vae, text_encoder=text_encoder
+        )
+        resolved = resolve_rows(listed, found, folder, options)
         trips = [each for each in resolved if isinstance(each, Trip)]
         carry = carry_out if processes is None else processes.run
         stages, common = carry_through(trips, carry, on_progress)

@@ -1,5 +1,6 @@
 """Lists of prompts: one load a stage, the pictures of lone runs, and rows that fail alone."""
 
+import inspect
 import io
 import json
 import shlex
@@ -242,7 +243,7 @@ def listed(text: str, name: str, monkeypatch: pytest.MonkeyPatch) -> list[batch.
         Path(name).write_text(text, encoding="utf-8-sig")
     defaults = {
         name: parameter.default
-        for name, parameter in commands.inspect.signature(commands.run).parameters.items()
+        for name, parameter in inspect.signature(commands.run).parameters.items()
     }
     given = {**defaults, "steps": 7}
     return [to_listed(line, known, given, commands._for_run) for line in read_lines(name, known)]
@@ -371,6 +372,21 @@ def test_the_page_about_lists(
     for named in ("outputs/list", first["images"][1]["path"]):
         assert cli.exit_code(["report", named]) == 0
         assert "denoise" in capsys.readouterr().out
+
+
+def test_a_list_takes_what_a_run_takes() -> None:
+    """Of the command line a row may say it or the list does; from Python both know the same."""
+    parameters = set(inspect.signature(commands.run).parameters)
+    known = fields_of(commands.run, commands._OF_THE_LIST)
+    rows = {field.parameter for field in known.values()}
+    assert rows | set(commands._OF_THE_LIST) | {"prompts"} == parameters
+    # What a row says must reach its tasks: through the options of a run.
+    given = {name: p.default for name, p in inspect.signature(commands.run).parameters.items()}
+    assert len(commands._for_run(given)) == len(rows) + len(batch.SHARED)
+    one, many = (
+        list(inspect.signature(each).parameters)[1:] for each in (lowvram.run, lowvram.run_many)
+    )
+    assert one == many
 
 
 def test_names_are_stable_and_a_folder_is_new(

@@ -171,6 +171,12 @@ def test_many_writers_and_readers(opened: embeds_cache.EmbedsCache, kept: Path) 
     assert embeds_cache.list_entries() == [] and opened.get(text(0)) is None
 
 
+def test_padding_is_another_text(opened: embeds_cache.EmbedsCache) -> None:
+    opened.put(Text((5, 0), (1, 1), ""), {"prompt_embeds": torch.zeros(2, 64)})
+    assert opened.holds(Text((5, 0), (1, 1), "said otherwise"))
+    assert not opened.holds(Text((5, 0), (1, 0), ""))
+
+
 def test_it_keeps_to_its_size_and_forgets_the_oldest(
     opened: embeds_cache.EmbedsCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
