@@ -59,6 +59,12 @@ def test_weights_out_of_range(prompt: str) -> None:
         parse(prompt)
 
 
+@pytest.mark.parametrize("depth", range(1, 9))
+def test_what_cancels_weighs_nothing(depth: int) -> None:
+    """Exactly, or its embeddings would not be the same bits."""
+    assert parse("(" * depth + "[" * depth + "a" + "]" * depth + ")" * depth)[0].weight == 1
+
+
 def escaped(text: str) -> str:
     return re.sub(r"([()\[\]\\])", r"\\\1", text)
 
