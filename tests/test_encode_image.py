@@ -1,4 +1,4 @@
-"""A picture becomes latents: whatever its file is, as diffusers has it, and back again by decode."""
+"""A picture becomes latents: whatever its file is, as diffusers has it, and back by decode."""
 
 import io
 import json
