@@ -21,7 +21,8 @@ from lowvram.memory.report_files import to_text
 from lowvram.processes import StageProcesses
 from lowvram.progress import OnProgress, ignore
 from lowvram.repository import DEFAULT_MODEL, resolve
-from lowvram.request.run import RunOptions, Tasks, resolve_run
+from lowvram.request.encode_image import EncodeImageTask
+from lowvram.request.run import RunOptions, Tasks, resolve_image, resolve_run
 from lowvram.request.tasks import to_json
 from lowvram.stages.dispatch import STAGES, carry_out
 
@@ -33,7 +34,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Picture:
-    """One picture and the files it came from. Width and height in px."""
+    """One picture and the files it came from. Width and height in px.
+
+    Attributes:
+        start: the latents that it was made from; None for noise alone.
+    """
 
     path: Path
     prompt: str
@@ -42,6 +47,7 @@ class Picture:
     height: int
     embeds: Path
     latents: Path
+    start: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -97,9 +103,27 @@ def run(
         processes = None if in_process else stack.enter_context(StageProcesses())
         texts = [prompts] if isinstance(prompts, str) else list(prompts)
         picture = _picture_path(output, texts)
-        tasks = resolve_run(prompts, resolve(model, revision), picture, **options)
+        found = resolve(model, revision)
+        tasks = resolve_run(prompts, found, picture, **options)
+        image = resolve_image(found, picture, options)
+        first = [] if image is None else [_encode_image(image, tasks, processes, on_progress)]
         results = _run_stages(tasks, processes, on_progress)
-    return _finish(results, tasks)
+    return _finish([*first, *results], tasks)
+
+
+def _encode_image(
+    image: EncodeImageTask,
+    tasks: Tasks,
+    processes: StageProcesses | None,
+    on_progress: OnProgress,
+) -> dict[str, Any]:
+    """The result of encode-image, before the three stages, all of which can be done then."""
+    carry = processes.run if processes is not None else carry_out
+    carry("check", to_json(tasks[1]), on_progress)
+    if image.vram or image.stage_budget:
+        every = dict(zip(STAGES, (to_json(task) for task in tasks), strict=True))
+        carry("plan", {**every, "encode-image": to_json(image)}, on_progress)
+    return _stepping_down("encode-image", to_json(image), carry, on_progress)
 
 
 def _run_stages(
@@ -163,6 +187,7 @@ def _finish(results: list[dict[str, Any]], tasks: Tasks) -> RunResult:
             height=item["height"],
             embeds=embeds,
             latents=latents,
+            start=Path(tasks[1].start) if tasks[1].start else None,
         )
         for path, item in zip(decoded["paths"], decoded["items"], strict=True)
     ]

@@ -13,6 +13,7 @@ from lowvram.cli.options import (
     ModelName,
     PictureSize,
     Revision,
+    SampleSeed,
     StageBudget,
     Vram,
     parse_size,
@@ -33,13 +34,7 @@ def encode_image(
     ] = None,
     size: PictureSize = None,
     binning: Binning = True,
-    sample_seed: Annotated[
-        int | None,
-        typer.Option(
-            "--sample-seed",
-            help="Draw from the VAE's posterior with this seed; default: take its mode.",
-        ),
-    ] = None,
+    sample_seed: SampleSeed = None,
     encode: Annotated[
         str, typer.Option("--encode", help=f"How the VAE encodes: {', '.join(ENCODES)}.")
     ] = "auto",
