@@ -1,6 +1,6 @@
 """Pictures from diffusion transformers on small graphics cards, in three stages that run alone."""
 
-from lowvram.api import decode, denoise, encode, encode_image
+from lowvram.api import decode, denoise, encode, encode_image, interpolate
 from lowvram.errors import (
     ArtifactError,
     DeviceError,
@@ -34,5 +34,6 @@ __all__ = [
     "denoise",
     "encode",
     "encode_image",
+    "interpolate",
     "run",
 ]
