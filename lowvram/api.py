@@ -16,12 +16,17 @@ from lowvram.repository import DEFAULT_MODEL, Model, resolve
 from lowvram.request.decode import DecodeOptions, resolve_decode
 from lowvram.request.denoise import DenoiseOptions, resolve_denoise
 from lowvram.request.encode import EncodeOptions, resolve_encode
+from lowvram.request.encode_image import EncodeImageOptions, resolve_encode_image
 from lowvram.stages import decode as decode_stage
 from lowvram.stages import denoise as denoise_stage
 from lowvram.stages import encode as encode_stage
+from lowvram.stages import encode_image as encode_image_stage
+from lowvram.stages.interpolate import interpolate
 from lowvram.stages.result import StageResult
 from lowvram.stages.sampling import Callback
 from lowvram.swaps import refreshed, resolve_with, swap
+
+__all__ = ["decode", "denoise", "encode", "encode_image", "interpolate"]
 
 
 def encode(
@@ -47,6 +52,28 @@ def encode(
     found = resolve_with(model, revision, text_encoder=text_encoder)
     task = resolve_encode(prompts, found, output, **options)
     return encode_stage.encode(task, on_progress)
+
+
+def encode_image(
+    images: str | Path | Sequence[str | Path],
+    model: str = DEFAULT_MODEL,
+    *,
+    output: str | Path,
+    revision: str | None = None,
+    on_progress: OnProgress = ignore,
+    **options: Unpack[EncodeImageOptions],
+) -> StageResult:
+    """Pictures to latents that `denoise` can start from, with the VAE alone.
+
+    Args:
+        output: x.latents.safetensors.
+        options: see `request.encode_image.resolve_encode_image`.
+
+    Raises:
+        LowvramError: see errors.py.
+    """
+    task = resolve_encode_image(images, resolve(model, revision), output, **options)
+    return encode_image_stage.encode_image(task, on_progress)
 
 
 def denoise(

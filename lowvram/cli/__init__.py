@@ -11,7 +11,7 @@ from io import TextIOWrapper
 import typer
 
 from lowvram import errors
-from lowvram.cli import caches, stages, tools
+from lowvram.cli import caches, pictures, stages, tools
 
 app = typer.Typer(
     name="lowvram",
@@ -26,6 +26,8 @@ app = typer.Typer(
 )
 for command in (
     stages.encode,
+    pictures.encode_image,
+    pictures.interpolate,
     stages.denoise,
     stages.decode,
     stages.run,

@@ -11,6 +11,7 @@ import typer
 
 from lowvram.cli.options import (
     AsJson,
+    At,
     BatchSize,
     Binning,
     Cache,
@@ -21,6 +22,7 @@ from lowvram.cli.options import (
     Eta,
     FileModel,
     Guidance,
+    Image,
     Images,
     Latents,
     MaxTokens,
@@ -32,12 +34,17 @@ from lowvram.cli.options import (
     PromptsFile,
     PromptsOrNone,
     Revision,
+    SampleSeed,
     Seed,
     Sigmas,
     StageBudget,
+    Start,
+    StartPicture,
     Steps,
+    Strength,
     TextEncoder,
     Timesteps,
+    Towards,
     Transformer,
     TransformerWeights,
     Vae,
@@ -66,6 +73,12 @@ _AS_THEY_ARE = (
     "binning",
     "eta",
     "latents",
+    "image",
+    "sample_seed",
+    "start",
+    "start_picture",
+    "strength",
+    "towards",
     "dtype",
     "device",
     "batch_size",
@@ -141,6 +154,11 @@ def denoise(
     binning: Binning = True,
     eta: Eta = 0.0,
     latents: Latents = None,
+    start: Start = None,
+    start_picture: StartPicture = None,
+    strength: Strength = None,
+    towards: Towards = None,
+    at: At = None,
     weights: TransformerWeights = "auto",
     dtype: Dtype = "auto",
     device: Device = "auto",
@@ -173,6 +191,11 @@ def denoise(
             binning=binning,
             eta=eta,
             latents=latents,
+            start=start,
+            start_picture=start_picture,
+            strength=strength,
+            towards=towards,
+            at=parse_numbers("--at", at, float),
             weights=weights,
             dtype=dtype,
             device=device,
@@ -258,6 +281,13 @@ def run(
     binning: Binning = True,
     eta: Eta = 0.0,
     latents: Latents = None,
+    image: Image = None,
+    sample_seed: SampleSeed = None,
+    start: Start = None,
+    start_picture: StartPicture = None,
+    strength: Strength = None,
+    towards: Towards = None,
+    at: At = None,
     clean: CleanCaption = True,
     padding: Padding = "none",
     max_tokens: MaxTokens = None,
@@ -280,6 +310,7 @@ def run(
     \b
     lowvram run "a large blue star on a yellow background" -m demo -o star.png
     lowvram run --prompts prompts.csv -m demo -o pictures/
+    lowvram run "an oil painting of a harbour" --image photo.jpg --strength 0.6 -o harbour.png
     """
     from lowvram.run import run as run_stages
 
@@ -304,8 +335,8 @@ def run(
     if as_json:
         print_json(result.to_json())
     else:
-        for image in result.images:
-            print(image.path)
+        for made in result.images:
+            print(made.path)
         print(f"\n{result.table()}")
 
 
@@ -373,7 +404,7 @@ def plan(every: bool, as_json: bool, device: str, **arguments: Any) -> None:
     that budget, whether there is one here or not, unless --device says otherwise.
     """
     from lowvram.cli.plans import as_document, as_table
-    from lowvram.request.run import resolve_run
+    from lowvram.request.run import resolve_image, resolve_run
     from lowvram.swaps import resolve_with
     from lowvram.terminal import quiet_environment
 
@@ -385,11 +416,13 @@ def plan(every: bool, as_json: bool, device: str, **arguments: Any) -> None:
     if not prompts:
         raise RequestError("say what the picture shall show")
     nowhere = Path(gettempdir(), "x.png")  # nothing is written, and this can be everywhere
-    tasks = resolve_run(prompts, model, nowhere, **_for_run({**arguments, "device": device}))
+    options: Any = _for_run({**arguments, "device": device})
+    tasks = resolve_run(prompts, model, nowhere, **options)
+    image = resolve_image(model, nowhere, options)
     from lowvram.stages import plan as planning  # imports torch
 
     there = planning.device_to_plan_for(device, tasks[0].vram)
-    rows = planning.plan(*tasks, there, every)
+    rows = planning.plan(*tasks, there, every, image)
     if as_json:
         print_json(as_document(rows, str(there)))
     else:
@@ -431,6 +464,7 @@ def _for_run(given: Mapping[str, Any]) -> dict[str, Any]:
         "timesteps": parse_numbers("--timesteps", given["timesteps"], int),
         "sigmas": parse_numbers("--sigmas", given["sigmas"], float),
         "guidance_scale": given["guidance"],
+        "at": parse_numbers("--at", given["at"], float),
         "size": parse_size(given["size"]),
         **{name: given[name] for name in _AS_THEY_ARE},
     }

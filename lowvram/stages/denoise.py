@@ -28,7 +28,7 @@ from lowvram.stages.result import (
 )
 from lowvram.stages.sampling import Callback, Network, denoise_all, every
 from lowvram.stages.schedule import scheduler_maker
-from lowvram.stages.starts import latent_shape, read_latents
+from lowvram.stages.starts import begin, latent_shape, read_latents, start_settings
 
 if TYPE_CHECKING:
     import torch
@@ -186,7 +186,8 @@ def _header(job: Job, model: Model, dtype: str, device: str, placed: "Placed") -
         kind="latents",
         model=job.task.model,
         settings=_settings(job.task, dtype, device, scheduler)
-        | {"weights": placed.weights.name, **placed.savings.settings()},
+        | {"weights": placed.weights.name, **placed.savings.settings()}
+        | start_settings(job.task),
         items=job.items,
         made_from=job.header.key,
     )
@@ -208,7 +209,7 @@ def check_each(tasks: Sequence[DenoiseTask], on_outcome: OnOutcome) -> None:
     for index, task in enumerate(tasks):
         with outcomes.of(index):
             model = Model.from_record(task.model)
-            scheduler_maker(task, model)("cpu")
+            begin(task, scheduler_maker(task, model)("cpu"))
             read_latents(task, (len(task.seeds), *latent_shape(task, model)))
 
 

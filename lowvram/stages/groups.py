@@ -20,6 +20,7 @@ from lowvram.stages.schedule import scheduler_maker
 from lowvram.stages.starts import (
     TEXT_TENSORS,
     Start,
+    begin,
     items_of,
     latent_shape,
     read_latents,
@@ -33,7 +34,22 @@ if TYPE_CHECKING:
     from lowvram.stages.options.transformer import Steps
 
 # Of a denoise task, what belongs to its own pictures and does not say how they are computed.
-PICTURES_OWN = ("embeds", "output", "seeds", "images_per_prompt", "latents")
+_PICTURES_OWN = (
+    "embeds",
+    "output",
+    "seeds",
+    "images_per_prompt",
+    "latents",
+    "start",
+    "start_picture",
+    "towards",
+    "at",
+)
+
+
+def computed_alike(task: DenoiseTask) -> str:
+    """A text that is equal for tasks whose pictures may share batches: with starts, or without."""
+    return f"{alike(task, *_PICTURES_OWN)} {bool(task.start)}"
 
 
 @dataclass
@@ -113,11 +129,11 @@ def grouped(tasks: Sequence[DenoiseTask], model: Model, outcomes: Outcomes) -> l
         with outcomes.of(index):
             header = artifacts.verify(Path(task.embeds), "embeds")
             job = Job(index, task, header, items_of(task, header.items))
-            key = alike(task, *PICTURES_OWN)
+            key = computed_alike(task)
             if key not in groups:
                 make = scheduler_maker(task, model)  # refuses what it cannot do
                 shape = latent_shape(task, model)
-                groups[key] = Group(task, model, shape, make, len(make("cpu").timesteps), [])
+                groups[key] = Group(task, model, shape, make, len(begin(task, make("cpu"))), [])
             read_latents(task, (len(job.items), *groups[key].shape))
             groups[key].jobs.append(job)
     return [group for group in groups.values() if group.jobs]

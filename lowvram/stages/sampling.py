@@ -16,7 +16,7 @@ from lowvram.stages.groups import Group, Job, Picture
 from lowvram.stages.result import Outcomes, in_batches
 from lowvram.stages.savings import Savings, chunk_feed_forward, guided, real_tokens
 from lowvram.stages.schedule import step_options
-from lowvram.stages.starts import Start
+from lowvram.stages.starts import Start, begin, first_latents, generators_of
 from lowvram.weights.checkpoint import Loaded
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ def sample(
     predict: "Callable[[Tensor, Tensor], Tensor]",
     scheduler: Any,
     latents: "Tensor",
+    timesteps: "Tensor",
     step_options: dict[str, Any],
     on_step: Callable[[int, "Tensor", "Tensor"], None],
     stepped: "Callable[[tuple[Tensor, ...]], Tensor]",
@@ -40,7 +41,8 @@ def sample(
     Args:
         predict: scaled latents and timestep to the model's prediction.
         scheduler: with its timesteps set.
-        latents: `[pictures, channels, height, width]`, standard normal.
+        latents: `[pictures, channels, height, width]`, as the scheduler has them at the first.
+        timesteps: to be done.
         step_options: what this scheduler's `step` takes besides (eta, generator).
         on_step: called after each with its index, timestep and latents.
         stepped: the new latents among what the scheduler's step gave.
@@ -48,8 +50,7 @@ def sample(
     Returns:
         `[pictures, channels, height, width]`.
     """
-    latents = latents * scheduler.init_noise_sigma
-    for index, timestep in enumerate(scheduler.timesteps):
+    for index, timestep in enumerate(timesteps):
         prediction = predict(scheduler.scale_model_input(latents, timestep), timestep)
         outputs = scheduler.step(prediction, timestep, latents, **step_options, return_dict=False)
         latents = stepped(outputs)
@@ -158,21 +159,25 @@ def _denoise_batch(
     on_step: "Callable[[int, Tensor, Tensor], None]",
 ) -> "Tensor":
     """Latents of one batch, on the host."""
-    import torch
-
     shape, family = (1, *group.shape), group.model.get_family()
     task = group.task
     steps = len(task.timesteps or task.sigmas) or task.steps
     predict = network.predictor(family, batch, task.guidance_scale)
-    generators = [torch.Generator("cpu").manual_seed(start.seed) for start in batch]
-    noise = [
-        torch.randn(shape, generator=generator) if start.noise is None else start.noise
-        for start, generator in zip(batch, generators, strict=True)
-    ]
+    generators = generators_of(batch)
     options = step_options(scheduler, task.eta, generators)
-    start = torch.cat(noise).to(network.device, network.dtype)
+    timesteps = begin(task, scheduler)
+    start = first_latents(batch, generators, shape, scheduler, timesteps)
+    start = start.to(network.device, network.dtype)
+    if not task.start:
+        start = start * scheduler.init_noise_sigma
     return sample(
-        predict, scheduler, start, options, on_step, lambda outputs: family.stepped(outputs, steps)
+        predict,
+        scheduler,
+        start,
+        timesteps,
+        options,
+        on_step,
+        lambda outputs: family.stepped(outputs, steps),
     ).cpu()
 
 
