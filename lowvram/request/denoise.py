@@ -12,6 +12,7 @@ from lowvram.families.family import Size
 from lowvram.repository import Model
 from lowvram.request.checks import artifact, budget, in_range, one_of
 from lowvram.request.encode import DTYPES
+from lowvram.request.schedulers import SIGMA_SPACINGS, SPACINGS, scheduler_name
 
 TRANSFORMER_WEIGHTS = ("auto", "whole", "stream")
 MAX_SEED = 2**63 - 1
@@ -34,6 +35,9 @@ class DenoiseTask:
     requested: tuple[int, int]  # width, height in px
     rendered: tuple[int, int]
     eta: float
+    scheduler: str  # "" for the model's own
+    spacing: str  # of timesteps, "" for the model's own
+    sigma_spacing: str  # likewise, of noise levels
     latents: str  # a file of starting latents, "" to draw them
     weights: str
     dtype: str
@@ -46,7 +50,15 @@ class DenoiseTask:
     @property
     def asks_the_scheduler(self) -> bool:
         """Whether only the model's scheduler, or a file, can tell if this can be done."""
-        return bool(self.timesteps or self.sigmas or self.eta or self.latents)
+        return bool(
+            self.timesteps
+            or self.sigmas
+            or self.eta
+            or self.latents
+            or self.scheduler
+            or self.spacing
+            or self.sigma_spacing
+        )
 
 
 class DenoiseOptions(TypedDict, total=False):
@@ -61,6 +73,9 @@ class DenoiseOptions(TypedDict, total=False):
     size: Size | tuple[int, int] | None
     binning: bool
     eta: float
+    scheduler: str
+    spacing: str
+    sigma_spacing: str
     latents: str | Path | None
     weights: str
     dtype: str
@@ -85,6 +100,9 @@ def resolve_denoise(
     size: Size | tuple[int, int] | None = None,
     binning: bool = True,
     eta: float = 0.0,
+    scheduler: str = "",
+    spacing: str = "",
+    sigma_spacing: str = "",
     latents: str | Path | None = None,
     weights: str = "auto",
     dtype: str = "auto",
@@ -106,6 +124,11 @@ def resolve_denoise(
         size: width and height in px; None for the model's own.
         binning: compute at the nearest size the model was trained on, resize after decoding.
         eta: noise added in each step, for schedulers that take it (DDIM).
+        scheduler: a name from `request.schedulers.NAMED`, a class of diffusers, or "" for the
+            model's own.
+        spacing: of timesteps: "leading", "trailing" or "linspace"; "" for the model's own.
+        sigma_spacing: of the noise levels between first and last: "karras", "exponential", "beta",
+            "lu", or "plain" as the timesteps have them; "" for the model's own.
         latents: a safetensors file with `latents` `[pictures, channels, height, width]`, standard
             normal, to start from instead of drawing noise.
         weights: how the transformer's weights sit; "auto" takes whole where it fits, else
@@ -128,6 +151,11 @@ def resolve_denoise(
         raise RequestError(f"sigmas must be positive and descend: {list(sigmas)}")
     if not 0 <= eta <= 1:
         raise RequestError(f"--eta {eta} is out of range: 0 to 1")
+    if (timesteps or sigmas) and (spacing or sigma_spacing not in ("", "plain")):
+        raise RequestError(
+            f"--spacing and --sigma-spacing place steps by their number, and "
+            f"{'--timesteps' if timesteps else '--sigmas'} gives each: leave one of them out"
+        )
     configs = {role: model.config(role) for role in ("transformer", "vae", "scheduler")}
     asked = size if size is None or isinstance(size, Size) else Size(*size)
     try:
@@ -152,6 +180,11 @@ def resolve_denoise(
         requested=(requested.width, requested.height),
         rendered=(rendered.width, rendered.height),
         eta=float(eta),
+        scheduler=scheduler_name(scheduler),
+        spacing=one_of("--spacing", spacing, SPACINGS) if spacing else "",
+        sigma_spacing=one_of("--sigma-spacing", sigma_spacing, tuple(SIGMA_SPACINGS))
+        if sigma_spacing
+        else "",
         latents="" if latents is None else str(latents),
         weights=one_of("--weights", weights, TRANSFORMER_WEIGHTS),
         dtype=one_of("--dtype", dtype, DTYPES),

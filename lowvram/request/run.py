@@ -37,6 +37,9 @@ class RunOptions(TypedDict, total=False):
     size: Size | tuple[int, int] | None
     binning: bool
     eta: float
+    scheduler: str
+    spacing: str
+    sigma_spacing: str
     latents: str | Path | None
     # of decode
     decode: str

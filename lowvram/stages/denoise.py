@@ -15,7 +15,7 @@ from lowvram.repository import Model
 from lowvram.request.denoise import DenoiseTask
 from lowvram.stages.result import StageResult, report_stage
 from lowvram.stages.sampling import Callback, Network, denoise_all, every
-from lowvram.stages.schedule import scheduler_maker
+from lowvram.stages.schedule import SchedulerMaker, scheduler_maker
 from lowvram.stages.starts import items_of, latent_shape, read_latents, starts_of
 
 if TYPE_CHECKING:
@@ -56,7 +56,8 @@ def denoise(
     dtype, dtype_reason = choose_dtype(task.dtype, component.dtype, device)
     items = items_of(task, embeds_header.items)
     make_scheduler = scheduler_maker(task, model)
-    make_scheduler("cpu")  # refuses what it cannot do, before anything is loaded
+    for ignored in make_scheduler.ignored:
+        log.warning("%s has no %s, which the model sets", make_scheduler.kind.__name__, ignored)
     starts = starts_of(task, model, items, embeds)
     with Meter(device) as meter:
         batches = -(-len(starts) // task.batch_size)
@@ -104,7 +105,7 @@ def denoise(
         header = artifacts.Header(
             kind="latents",
             model=task.model,
-            settings=_settings(task, dtype_name(dtype), device.type, make_scheduler(device))
+            settings=_settings(task, dtype_name(dtype), device.type, make_scheduler)
             | {"weights": placed.weights.name, **placed.savings.settings()},
             items=items,
             made_from=embeds_header.key,
@@ -133,7 +134,7 @@ def check(task: DenoiseTask) -> None:
         RequestError, ModelError: as `denoise` does.
     """
     model = Model.from_record(task.model)
-    scheduler_maker(task, model)("cpu")
+    scheduler_maker(task, model)
     read_latents(task, (len(task.seeds), *latent_shape(task, model)))
 
 
@@ -145,7 +146,9 @@ def _file_sha256(path: str) -> str:
     return hashlib.sha256(Path(path).read_bytes()).hexdigest() if path else ""
 
 
-def _settings(task: DenoiseTask, dtype: str, device: str, scheduler: Any) -> dict[str, Any]:
+def _settings(
+    task: DenoiseTask, dtype: str, device: str, scheduler: SchedulerMaker
+) -> dict[str, Any]:
     """Every setting that changed a byte."""
     return {
         "steps": task.steps,
@@ -156,7 +159,8 @@ def _settings(task: DenoiseTask, dtype: str, device: str, scheduler: Any) -> dic
         "requested": list(task.requested),
         "rendered": list(task.rendered),
         "starting_latents": _file_sha256(task.latents),
-        "scheduler": type(scheduler).__name__,
+        "scheduler": scheduler.kind.__name__,
+        "scheduler_settings": dict(scheduler.settings),
         "dtype": dtype,
         "device": device,
         "batch_size": task.batch_size,

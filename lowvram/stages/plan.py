@@ -27,6 +27,7 @@ from lowvram.stages.options.component import shapes
 from lowvram.stages.options.encoder import Texts, encode_once, encoder_options
 from lowvram.stages.options.pixels import pixels_options
 from lowvram.stages.options.transformer import Steps, transformer_options
+from lowvram.stages.schedule import scheduler_maker
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -165,7 +166,7 @@ def _stages(
     count = min(denoise.batch_size, len(denoise.seeds))
     configs = {role: model.config(role) for role in ("transformer", "vae")}
     shape = (count, *family.latent_shape(configs, Size(*denoise.rendered)))
-    number = len(denoise.timesteps) or len(denoise.sigmas) or denoise.steps
+    number = len(scheduler_maker(denoise, model)("cpu").timesteps)
     batches = -(-len(denoise.seeds) // count)
     steps = Steps(shape, _text(made.result), denoise.guidance_scale > 1, number * batches)
     asked = "all" if every else denoise.weights
