@@ -27,7 +27,8 @@ METADATA_KEY = "lowvram"
 SUFFIXES = {"embeds": ".embeds.safetensors", "latents": ".latents.safetensors"}
 
 # What makes each kind: the stage to name when a file of that kind is wanted.
-_MADE_BY = {"embeds": "encode", "latents": "denoise"}
+_MADE_BY = {"embeds": "encode", "latents": "denoise", "checkpoint": "denoise"}
+_AS_SAID = {"checkpoint": "a checkpoint"}
 _CHUNK_BYTES = 1 << 20
 _MAX_HEADER_BYTES = 100_000_000  # the limit in the safetensors specification
 
@@ -37,7 +38,7 @@ class Header:
     """What an artifact says of itself.
 
     Attributes:
-        kind: "embeds" or "latents".
+        kind: "embeds" or "latents"; "checkpoint" for denoising that has not ended.
         model: the model's record (`repository.Model.record`): later stages find it from here.
         settings: every setting that changed a byte, JSON types only.
         items: one record per prompt (embeds) or per picture (latents), in order.
@@ -210,7 +211,7 @@ def _parse(path: Path, kind: str | None) -> tuple[Header, dict[str, tuple[int, i
         raise ArtifactError(f"{path} is not an artifact ({reason}): lowvram {wanted}") from None
     if kind is not None and header.kind != kind:
         raise ArtifactError(
-            f"{path} holds {header.kind}, but {kind} are needed: "
+            f"{path} holds {_AS_SAID.get(header.kind, header.kind)}, but {kind} are needed: "
             f"make them with lowvram {_MADE_BY[kind]}"
         )
     start = 8 + length

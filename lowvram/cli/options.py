@@ -138,6 +138,14 @@ Latents = Annotated[
     Path | None,
     typer.Option("--latents", help="Safetensors file with `latents` to start from."),
 ]
+CheckpointEvery = Annotated[
+    int,
+    typer.Option(
+        "--checkpoint-every",
+        metavar="STEPS",
+        help="Save so often; the same command with the same -o goes on from there. 0: never.",
+    ),
+]
 Dtype = Annotated[str, typer.Option("--dtype", help=f"To compute in: {', '.join(DTYPES)}.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, xpu, mps.")]
 BatchSize = Annotated[int, typer.Option("--batch-size", help="Pictures per call of the model.")]

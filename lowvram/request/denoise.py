@@ -43,6 +43,7 @@ class DenoiseTask:
     dtype: str
     device: str
     batch_size: int
+    checkpoint_every: int  # steps, 0 for never
     vram: int
     stage_budget: int
     steps_down: int
@@ -81,6 +82,7 @@ class DenoiseOptions(TypedDict, total=False):
     dtype: str
     device: str
     batch_size: int
+    checkpoint_every: int
     vram: int | None
     stage_budget: int | None
 
@@ -108,6 +110,7 @@ def resolve_denoise(
     dtype: str = "auto",
     device: str = "auto",
     batch_size: int = 1,
+    checkpoint_every: int = 0,
     vram: int | None = None,
     stage_budget: int | None = None,
 ) -> DenoiseTask:
@@ -134,6 +137,8 @@ def resolve_denoise(
         weights: how the transformer's weights sit; "auto" takes whole where it fits, else
             stream.
         batch_size: pictures per call of the transformer.
+        checkpoint_every: steps after which everything is saved beside the output, so that the same
+            call goes on from there; 0 for never.
         vram: bytes that the process may take on the device; None for what is free.
         stage_budget: bytes that tensors may take there, which counts instead; None for none.
 
@@ -190,6 +195,7 @@ def resolve_denoise(
         dtype=one_of("--dtype", dtype, DTYPES),
         device=device,
         batch_size=in_range("--batch-size", batch_size, 1, 4096),
+        checkpoint_every=in_range("--checkpoint-every", checkpoint_every, 0, 1_000_000),
         vram=budget("--vram", vram),
         stage_budget=budget("--stage-budget", stage_budget),
         steps_down=0,

@@ -41,6 +41,7 @@ class RunOptions(TypedDict, total=False):
     spacing: str
     sigma_spacing: str
     latents: str | Path | None
+    checkpoint_every: int
     # of decode
     decode: str
     # of several

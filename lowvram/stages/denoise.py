@@ -13,6 +13,7 @@ from lowvram.memory.meter import Meter
 from lowvram.progress import OnProgress, Progress, ignore
 from lowvram.repository import Model
 from lowvram.request.denoise import DenoiseTask
+from lowvram.stages.checkpoints import Checkpoints
 from lowvram.stages.result import StageResult, report_stage
 from lowvram.stages.sampling import Callback, Network, denoise_all, every
 from lowvram.stages.schedule import SchedulerMaker, scheduler_maker
@@ -84,6 +85,15 @@ def denoise(
         ]
         log.info("denoise on %s, %s", device, "; ".join(reasons))
         on_progress(Progress("denoise", "loading the transformer"))
+        header = artifacts.Header(
+            kind="latents",
+            model=task.model,
+            settings=_settings(task, dtype_name(dtype), device.type, make_scheduler)
+            | {"weights": placed.weights.name, **placed.savings.settings()},
+            items=items,
+            made_from=embeds_header.key,
+        )
+        checkpoints = Checkpoints(Path(task.output), header, task.checkpoint_every)
         used = use(
             component.class_name,
             folder,
@@ -100,17 +110,11 @@ def denoise(
                 on_progress,
                 every(callback_steps, callback),
                 meter.mark,
+                checkpoints,
             ),
         )
-        header = artifacts.Header(
-            kind="latents",
-            model=task.model,
-            settings=_settings(task, dtype_name(dtype), device.type, make_scheduler)
-            | {"weights": placed.weights.name, **placed.savings.settings()},
-            items=items,
-            made_from=embeds_header.key,
-        )
         artifacts.write(Path(task.output), header, {"latents": used.result})
+        checkpoints.remove()
     report = report_stage(
         meter,
         "denoise",

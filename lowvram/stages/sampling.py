@@ -13,6 +13,7 @@ from lowvram.families.family import Family
 from lowvram.progress import OnProgress, Progress
 from lowvram.repository import Model
 from lowvram.request.denoise import DenoiseTask
+from lowvram.stages.checkpoints import Checkpoints, Keeper
 from lowvram.stages.result import in_batches
 from lowvram.stages.savings import Savings, chunk_feed_forward, guided, real_tokens
 from lowvram.stages.schedule import step_options
@@ -33,21 +34,24 @@ def sample(
     latents: "Tensor",
     step_options: dict[str, Any],
     on_step: Callable[[int, "Tensor", "Tensor"], None],
+    first: int = 0,
 ) -> "Tensor":
     """From noise to latents.
 
     Args:
         predict: scaled latents and timestep to the model's prediction.
         scheduler: with its timesteps set.
-        latents: `[pictures, channels, height, width]`, standard normal.
+        latents: `[pictures, channels, height, width]`, standard normal; or as they were after
+            `first` steps.
         step_options: what this scheduler's `step` takes besides (eta, generator).
         on_step: called after each with its index, timestep and latents.
 
     Returns:
         `[pictures, channels, height, width]`.
     """
-    latents = latents * scheduler.init_noise_sigma
-    for index, timestep in enumerate(scheduler.timesteps):
+    if first == 0:
+        latents = latents * scheduler.init_noise_sigma
+    for index, timestep in enumerate(scheduler.timesteps[first:], first):
         prediction = predict(scheduler.scale_model_input(latents, timestep), timestep)
         latents = scheduler.step(prediction, timestep, latents, **step_options, return_dict=False)[
             0
@@ -102,13 +106,15 @@ def denoise_all(
     on_progress: OnProgress,
     callback: Callback | None,
     on_mark: Callable[[str], None],
+    checkpoints: Checkpoints,
 ) -> "Tensor":
     """Latents of all pictures, on the host."""
     import torch
 
     chunk_feed_forward(network.loaded.model, network.savings.feed_forward_chunks)
-    finished: list[Tensor] = []
-    for batch in in_batches(starts, task.batch_size):
+    point = checkpoints.find()
+    finished: list[Tensor] = [] if point is None else [each[None] for each in point.finished]
+    for batch in in_batches(starts[len(finished) :], task.batch_size):
         scheduler = make_scheduler()
         steps = len(scheduler.timesteps)
 
@@ -126,7 +132,10 @@ def denoise_all(
             if callback is not None and (index == steps - 1 or (index + 1) % order == 0):
                 callback(index // order, int(timestep), latents)
 
-        finished += _denoise_batch(task, model, network, scheduler, batch, on_step).split(1)
+        keeper = Keeper(checkpoints, make_scheduler, finished, task.batch_size, len(starts), point)
+        made = _denoise_batch(task, model, network, scheduler, batch, on_step, keeper)
+        finished += made.split(1)
+        point = None
     return torch.cat(finished)
 
 
@@ -137,6 +146,7 @@ def _denoise_batch(
     scheduler: Any,
     batch: Sequence[Start],
     on_step: "Callable[[int, Tensor, Tensor], None]",
+    keeper: Keeper,
 ) -> "Tensor":
     """Latents of one batch, on the host."""
     import torch
@@ -150,7 +160,13 @@ def _denoise_batch(
     ]
     options = step_options(scheduler, task.eta, generators)
     start = torch.cat(noise).to(network.device, network.dtype)
-    latents = sample(predict, scheduler, start, options, on_step).cpu()
+    start, first = keeper.start(start, scheduler, generators)
+
+    def stepped(index: int, timestep: "Tensor", latents: "Tensor") -> None:
+        on_step(index, timestep, latents)
+        keeper.keep(index + 1, latents, scheduler, generators)
+
+    latents = sample(predict, scheduler, start, options, stepped, first).cpu()
     if not latents.isfinite().all():
         raise NonFiniteError(
             f"the transformer gave NaN or infinity in {network.dtype}: denoise with --dtype fp32"
