@@ -19,6 +19,7 @@ from lowvram.request.encode import EncodeOptions, resolve_encode
 from lowvram.stages import decode as decode_stage
 from lowvram.stages import denoise as denoise_stage
 from lowvram.stages import encode as encode_stage
+from lowvram.stages.previews import OnPreview
 from lowvram.stages.result import StageResult
 from lowvram.stages.sampling import Callback
 
@@ -52,6 +53,7 @@ def denoise(
     model: str | None = None,
     callback: Callback | None = None,
     callback_steps: int = 1,
+    on_preview: OnPreview | None = None,
     on_progress: OnProgress = ignore,
     **options: Unpack[DenoiseOptions],
 ) -> StageResult:
@@ -61,6 +63,8 @@ def denoise(
         output: x.latents.safetensors.
         model: None for the one that the embeddings were made for.
         callback: called with step, timestep and latents after every `callback_steps`th step.
+        on_preview: called with step and levels `[pictures, height, width, 3]`, uint8, of each
+            preview (`preview` says how often).
         options: see `request.denoise.resolve_denoise`.
 
     Raises:
@@ -69,7 +73,7 @@ def denoise(
     header = artifacts.read_header(Path(embeds), "embeds")
     made_for = _model_of(Path(embeds), header, model)
     task = resolve_denoise(embeds, made_for, output, prompts=len(header.items), **options)
-    return denoise_stage.denoise(task, on_progress, callback, callback_steps)
+    return denoise_stage.denoise(task, on_progress, callback, callback_steps, on_preview)
 
 
 def decode(

@@ -146,6 +146,14 @@ CheckpointEvery = Annotated[
         help="Save so often; the same command with the same -o goes on from there. 0: never.",
     ),
 ]
+Preview = Annotated[
+    int,
+    typer.Option(
+        "--preview",
+        metavar="STEPS",
+        help="Write a small x.preview.png beside the output so often. 0: never.",
+    ),
+]
 Dtype = Annotated[str, typer.Option("--dtype", help=f"To compute in: {', '.join(DTYPES)}.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, xpu, mps.")]
 BatchSize = Annotated[int, typer.Option("--batch-size", help="Pictures per call of the model.")]

@@ -44,6 +44,7 @@ class DenoiseTask:
     device: str
     batch_size: int
     checkpoint_every: int  # steps, 0 for never
+    preview: int  # likewise
     vram: int
     stage_budget: int
     steps_down: int
@@ -83,6 +84,7 @@ class DenoiseOptions(TypedDict, total=False):
     device: str
     batch_size: int
     checkpoint_every: int
+    preview: int
     vram: int | None
     stage_budget: int | None
 
@@ -111,6 +113,7 @@ def resolve_denoise(
     device: str = "auto",
     batch_size: int = 1,
     checkpoint_every: int = 0,
+    preview: int = 0,
     vram: int | None = None,
     stage_budget: int | None = None,
 ) -> DenoiseTask:
@@ -139,6 +142,7 @@ def resolve_denoise(
         batch_size: pictures per call of the transformer.
         checkpoint_every: steps after which everything is saved beside the output, so that the same
             call goes on from there; 0 for never.
+        preview: steps after which x.preview.png is written beside the output; 0 for never.
         vram: bytes that the process may take on the device; None for what is free.
         stage_budget: bytes that tensors may take there, which counts instead; None for none.
 
@@ -196,6 +200,7 @@ def resolve_denoise(
         device=device,
         batch_size=in_range("--batch-size", batch_size, 1, 4096),
         checkpoint_every=in_range("--checkpoint-every", checkpoint_every, 0, 1_000_000),
+        preview=in_range("--preview", preview, 0, 1_000_000),
         vram=budget("--vram", vram),
         stage_budget=budget("--stage-budget", stage_budget),
         steps_down=0,

@@ -42,6 +42,7 @@ class RunOptions(TypedDict, total=False):
     sigma_spacing: str
     latents: str | Path | None
     checkpoint_every: int
+    preview: int
     # of decode
     decode: str
     # of several

@@ -14,6 +14,7 @@ from lowvram.progress import OnProgress, Progress, ignore
 from lowvram.repository import Model
 from lowvram.request.denoise import DenoiseTask
 from lowvram.stages.checkpoints import Checkpoints
+from lowvram.stages.previews import OnPreview, Previews, colours_of, path_of
 from lowvram.stages.result import StageResult, report_stage
 from lowvram.stages.sampling import Callback, Network, denoise_all, every
 from lowvram.stages.schedule import SchedulerMaker, scheduler_maker
@@ -33,11 +34,13 @@ def denoise(
     on_progress: OnProgress = ignore,
     callback: Callback | None = None,
     callback_steps: int = 1,
+    on_preview: OnPreview | None = None,
 ) -> StageResult:
     """Write the latents of every picture to `task.output`.
 
     Args:
         callback: called with step, timestep and latents after every `callback_steps`th step.
+        on_preview: called with step and levels `[pictures, height, width, 3]` of each preview.
 
     Raises:
         ArtifactError: the embeddings are damaged or of another kind.
@@ -60,6 +63,7 @@ def denoise(
     for ignored in make_scheduler.ignored:
         log.warning("%s has no %s, which the model sets", make_scheduler.kind.__name__, ignored)
     starts = starts_of(task, model, items, embeds)
+    previews = _previews(task, model, on_progress, on_preview)  # the VAE, before the transformer
     with Meter(device) as meter:
         batches = -(-len(starts) // task.batch_size)
         steps = Steps(
@@ -111,6 +115,7 @@ def denoise(
                 every(callback_steps, callback),
                 meter.mark,
                 checkpoints,
+                previews,
             ),
         )
         artifacts.write(Path(task.output), header, {"latents": used.result})
@@ -129,6 +134,24 @@ def denoise(
     width, height = task.requested
     made = [{**item, "width": width, "height": height} for item in items]
     return StageResult([Path(task.output)], made, report)
+
+
+def _previews(
+    task: DenoiseTask, model: Model, on_progress: OnProgress, on_preview: OnPreview | None
+) -> Previews | None:
+    """What writes previews, where they are asked for."""
+    if on_preview is not None and not task.preview:
+        raise RequestError("on_preview is never called without preview: give preview=5")
+    if not task.preview:
+        return None
+    vae, family = model.config("vae"), model.get_family()
+    return Previews(
+        path_of(Path(task.output)),
+        task.preview,
+        colours_of(model, on_progress),
+        lambda latents: family.unscale(latents, vae),
+        on_preview,
+    )
 
 
 def check(task: DenoiseTask) -> None:

@@ -14,6 +14,7 @@ from lowvram.progress import OnProgress, Progress
 from lowvram.repository import Model
 from lowvram.request.denoise import DenoiseTask
 from lowvram.stages.checkpoints import Checkpoints, Keeper
+from lowvram.stages.previews import Previews
 from lowvram.stages.result import in_batches
 from lowvram.stages.savings import Savings, chunk_feed_forward, guided, real_tokens
 from lowvram.stages.schedule import step_options
@@ -107,6 +108,7 @@ def denoise_all(
     callback: Callback | None,
     on_mark: Callable[[str], None],
     checkpoints: Checkpoints,
+    previews: Previews | None,
 ) -> "Tensor":
     """Latents of all pictures, on the host."""
     import torch
@@ -133,7 +135,7 @@ def denoise_all(
                 callback(index // order, int(timestep), latents)
 
         keeper = Keeper(checkpoints, make_scheduler, finished, task.batch_size, len(starts), point)
-        made = _denoise_batch(task, model, network, scheduler, batch, on_step, keeper)
+        made = _denoise_batch(task, model, network, scheduler, batch, on_step, keeper, previews)
         finished += made.split(1)
         point = None
     return torch.cat(finished)
@@ -147,12 +149,15 @@ def _denoise_batch(
     batch: Sequence[Start],
     on_step: "Callable[[int, Tensor, Tensor], None]",
     keeper: Keeper,
+    previews: Previews | None,
 ) -> "Tensor":
     """Latents of one batch, on the host."""
     import torch
 
     shape = (1, *latent_shape(task, model))
     predict = network.predictor(model.get_family(), batch, task.guidance_scale)
+    if previews is not None:
+        predict = previews.watching(predict)
     generators = [torch.Generator("cpu").manual_seed(start.seed) for start in batch]
     noise = [
         torch.randn(shape, generator=generator) if start.noise is None else start.noise
@@ -163,6 +168,8 @@ def _denoise_batch(
     start, first = keeper.start(start, scheduler, generators)
 
     def stepped(index: int, timestep: "Tensor", latents: "Tensor") -> None:
+        if previews is not None:
+            previews.show(index, timestep, latents, scheduler)
         on_step(index, timestep, latents)
         keeper.keep(index + 1, latents, scheduler, generators)
 
