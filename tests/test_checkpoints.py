@@ -14,8 +14,6 @@ from lowvram import artifacts, errors
 from lowvram.progress import Progress
 from lowvram.request.schedulers import NAMED
 
-pytestmark = pytest.mark.filterwarnings("ignore:Should have:UserWarning")
-
 HERE = [each for each in NAMED if find_spec(NAMED[each].needs or "torch")]
 STEPS = 5
 SMALL = {"size": (64, 64), "binning": False, "steps": STEPS}

@@ -22,9 +22,6 @@ from lowvram.request.schedulers import NAMED, SIGMA_SPACINGS, named, scheduler_n
 from lowvram.stages.schedule import SchedulerMaker, accepts, build, own_scheduler, scheduler_maker
 from lowvram.stages.trial import Schedule, _missed
 
-# torchsde, of the last digit of a time that it is asked for
-pytestmark = pytest.mark.filterwarnings("ignore:Should have:UserWarning")
-
 SEEDS = [1, 2]
 STEPS = 5
 HERE = [each for each in NAMED if find_spec(NAMED[each].needs or "torch")]

@@ -58,6 +58,7 @@ class Published:
         base: short name of the model that has the components missing here; "" for none.
         bundled: whether it lies inside this package.
         steps, guidance_scale: defaults of this model; 0 where the family's apply.
+        side: px of its own, square size, for lists that read no files; 0 where it is not known.
     """
 
     repository: str
@@ -66,6 +67,7 @@ class Published:
     bundled: bool = False
     steps: int = 0
     guidance_scale: float = 0.0
+    side: int = 0
 
 
 @dataclass(frozen=True)

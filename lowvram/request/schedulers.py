@@ -32,7 +32,9 @@ class Named:
 
 
 def _dpm(algorithm: str, order: int, says: str, kind: str = "Multistep") -> Named:
-    settings = {"algorithm_type": algorithm, "solver_order": order}
+    settings: dict[str, Any] = {"algorithm_type": algorithm, "solver_order": order}
+    if kind == "Singlestep":
+        settings["lower_order_final"] = True  # it sets this itself, and complains each time
     return Named(f"DPMSolver{kind}Scheduler", says, settings)
 
 

@@ -267,8 +267,9 @@ def _restored(value: Any, tensors: "dict[str, Tensor]") -> Any:
         return _Placed(tensors[value["tensor"]], value["on_host"])
     if "dict" in value:
         return {k: _restored(v, tensors) for k, v in value["dict"].items()}
-    parts = [_restored(each, tensors) for each in value.get("list", value.get("tuple", []))]
-    return parts if "list" in value else tuple(parts)
+    if "list" in value:
+        return [_restored(each, tensors) for each in value["list"]]
+    return tuple(_restored(each, tensors) for each in value["tuple"])
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ from lowvram.weights.whole import Whole
 
 if TYPE_CHECKING:
     import numpy as np
-    from torch import Tensor, nn
+    from torch import Tensor
 
 SUFFIX = ".preview.png"
 
@@ -57,7 +57,7 @@ class Colours:
     weights: tuple[tuple[float, float, float], ...]
 
     def levels(self, latents: "Tensor") -> "np.ndarray":
-        """`[pictures, channels, height, width]`, unscaled, to `[pictures, height, width, 3]` uint8."""
+        """Unscaled latents to `[pictures, height, width, 3]` in uint8."""
         import torch
 
         weights = torch.tensor(self.weights, dtype=torch.float32)
@@ -177,8 +177,12 @@ def _fit_to(model: Model, folder: Path) -> Colours:
     return used.result
 
 
-def fit(vae: "nn.Module") -> Colours:
-    """The least-squares map of a VAE's latents to the mean colour of the pixels of each cell."""
+def fit(vae: Any) -> Colours:
+    """The least-squares map of a VAE's latents to the mean colour of the pixels of each cell.
+
+    Args:
+        vae: of diffusers' kind, on the CPU in fp32.
+    """
     import torch
     from torch.nn.functional import avg_pool2d
 

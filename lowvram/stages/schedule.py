@@ -70,7 +70,7 @@ def scheduler_maker(task: DenoiseTask, model: Model) -> SchedulerMaker:
     wanted = named(task.scheduler) if task.scheduler else Named(own.__name__, "")
     kind = scheduler_class(wanted, own, task.scheduler) if task.scheduler else own
     settings = _settings(task, wanted, kind, own, config)
-    ignored = _ignored(config, kind) if kind is not own else ()
+    ignored = unheard(config, kind) if kind is not own else ()
     maker = SchedulerMaker(kind, config, task, settings, ignored)
     if not (task.timesteps or task.sigmas) and task.steps < wanted.least_steps:
         raise RequestError(
@@ -180,7 +180,8 @@ def _settings(
 _MEANING = ("rescale_betas_zero_snr", "thresholding", "use_flow_sigmas")
 
 
-def _ignored(config: Mapping[str, Any], kind: Any) -> tuple[str, ...]:
+def unheard(config: Mapping[str, Any], kind: Any) -> tuple[str, ...]:
+    """Settings of a model's configuration that a class of schedulers has not."""
     return tuple(each for each in _MEANING if config.get(each) and each not in accepts(kind))
 
 
