@@ -88,9 +88,7 @@ def test_the_vae_is_read_once_before_the_transformer(
             output=tmp_path / "x.latents.safetensors",
             steps=2,
             preview=1,
-            on_progress=lambda each: (
-                told.append(each.doing) if isinstance(each, Progress) else None
-            ),
+            on_progress=lambda each: told.append(each.doing),
         )
         return list(dict.fromkeys(told))
 

@@ -60,6 +60,7 @@ class DenoiseTask:
             or self.scheduler
             or self.spacing
             or self.sigma_spacing
+            or self.steps < 5  # with which some cannot start, or do not arrive
         )
 
 
