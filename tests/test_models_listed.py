@@ -19,6 +19,12 @@ def listed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return capsys.readouterr().out
 
 
+@pytest.fixture(autouse=True)
+def quiet(caplog: pytest.LogCaptureFixture) -> None:
+    """LCM has much to say of timesteps that it was not distilled on."""
+    caplog.set_level("ERROR", "diffusers")
+
+
 def test_every_model_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
     text = listed(capsys)
     rows = {each["name"]: each for each in json.loads(listed(capsys, "--json"))["models"]}
@@ -41,7 +47,7 @@ def test_schedulers_take_what_is_listed(tiny: Path, capsys: pytest.CaptureFixtur
         assert row["name"] in text
         if row["refused"]:
             continue
-        every = ("plain", "karras", "exponential", "lu")
+        every = ("karras", "lu")
         tries = {
             "spacing": {"spacing": "trailing", "steps": 10},
             "timesteps": {"timesteps": [900, 500, 100]},

@@ -80,7 +80,7 @@ def scheduler_maker(task: DenoiseTask, model: Model) -> SchedulerMaker:
     if task.eta and "eta" not in inspect.signature(scheduler.step).parameters:
         raise RequestError(f"--eta {task.eta} has no effect with {kind.__name__}: leave it out")
     if task.spacing:
-        _check_spacing(maker, scheduler)
+        _check_spacing(maker)
     if not (task.timesteps or task.sigmas):
         _check_start(scheduler)
         trial(maker, Schedule.of(build(own, config, {})))
@@ -203,23 +203,19 @@ def _set_timesteps(scheduler: Any, task: DenoiseTask, device: "torch.device | st
         raise RequestError(f"{name} refuses these steps: {first_line(error)}") from None
 
 
-def _check_spacing(maker: SchedulerMaker, scheduler: Any) -> None:
-    """Refuse a spacing that changes nothing, because noise levels are spread without it."""
-    made = [
-        SchedulerMaker(
-            maker.kind, maker.config, maker.task, {**maker.settings, "timestep_spacing": each}
-        )("cpu")
-        for each in SPACINGS
-    ]
-    same = all(
-        len(each.timesteps) == len(scheduler.timesteps)
-        and bool((each.timesteps == scheduler.timesteps).all())
-        for each in made
-    )
-    if same:
+def _check_spacing(maker: SchedulerMaker) -> None:
+    """Refuse a spacing that changes nothing: noise levels may be spread without it."""
+    made = []
+    for each in SPACINGS:
+        scheduler = build(maker.kind, maker.config, {**maker.settings, "timestep_spacing": each})
+        _set_timesteps(scheduler, maker.task, "cpu")
+        made.append(scheduler.timesteps.tolist())
+    if made[0] == made[1] == made[2]:
+        levels = "--karras" if maker.task.sigma_spacing == "karras" else "--sigma-spacing"
+        beside = f" beside {levels}" if maker.task.sigma_spacing else ""
         raise RequestError(
-            f"--spacing {maker.task.spacing} has no effect on {maker.kind.__name__} with these "
-            "noise levels (--karras, --sigma-spacing): leave one of them out"
+            f"--spacing {maker.task.spacing} has no effect on {maker.kind.__name__}{beside}: "
+            "leave it out"
         )
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from lowvram.errors import RequestError
 from lowvram.repository import Model
-from lowvram.request.schedulers import NAMED, REFUSED, SIGMA_SPACINGS, Named
+from lowvram.request.schedulers import NAMED, REFUSED, SIGMA_SPACINGS, SPACINGS, Named
 from lowvram.stages.schedule import accepts, build, own_scheduler, scheduler_class, unheard
 
 
@@ -73,7 +73,7 @@ def _kind(name: str, wanted: Named, kind: Any, config: dict[str, Any], own: Any)
         name,
         kind.__name__,
         wanted.says,
-        spacing="timestep_spacing" in takes,
+        spacing="timestep_spacing" in takes and _heeds_spacing(kind, config, wanted),
         sigma_spacings=(*(("plain",) if flags else ()), *flags),
         timesteps=_sets(kind, config, wanted, timesteps=[900, 500, 100]),
         sigmas=_sets(kind, config, wanted, sigmas=[9.0, 3.0, 0.0]),
@@ -83,6 +83,16 @@ def _kind(name: str, wanted: Named, kind: Any, config: dict[str, Any], own: Any)
         ignores=unheard(config, kind) if kind is not own else (),
         own=name == "default",
     )
+
+
+def _heeds_spacing(kind: Any, config: dict[str, Any], wanted: Named) -> bool:
+    """Whether it makes a difference: LCM has the setting and never looks at it."""
+    made = []
+    for each in SPACINGS:
+        scheduler = build(kind, config, {**wanted.settings, "timestep_spacing": each})
+        scheduler.set_timesteps(10)
+        made.append(scheduler.timesteps.tolist())
+    return not made[0] == made[1] == made[2]
 
 
 def _sets(kind: Any, config: dict[str, Any], wanted: Named, **steps: Any) -> bool:

@@ -71,7 +71,7 @@ def trial(make: Callable[[str], Any], schedule: Schedule) -> None:
     if not missed <= _MOST:  # NaN fails this too
         raise RequestError(
             f"{type(scheduler).__name__} does not arrive with these {len(scheduler.timesteps)} "
-            f"steps: given a perfect prediction it misses a picture of 1 and -1 by {missed:.2g}; "
+            f"calls: given a perfect prediction it misses a picture of 1 and -1 by {missed:.2g}; "
             "use more --steps, another --spacing or another --scheduler"
         )
 
