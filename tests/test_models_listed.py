@@ -40,11 +40,9 @@ def test_schedulers_take_what_is_listed(tiny: Path, capsys: pytest.CaptureFixtur
     """Each option of each scheduler is tried, and refused where the list says so."""
     arguments = ["--schedulers", "-m", str(tiny)]
     rows = json.loads(listed(capsys, *arguments, "--json"))["schedulers"]
-    text = listed(capsys, *arguments)
     assert [row["name"] for row in rows] == ["default", *NAMED, *REFUSED]
     model = resolve(str(tiny))
     for row in rows:
-        assert row["name"] in text
         if row["refused"]:
             continue
         every = ("karras", "lu")
@@ -76,6 +74,7 @@ def test_schedulers_take_what_is_listed(tiny: Path, capsys: pytest.CaptureFixtur
 
 def test_what_the_model_sets_and_a_scheduler_has_not(capsys: pytest.CaptureFixture[str]) -> None:
     text = listed(capsys, "--schedulers", "-m", "demo")
+    assert all(name in text for name in (*NAMED, *REFUSED))
     line = next(each for each in text.splitlines() if each.startswith("without the model's"))
     assert "rescale_betas_zero_snr: " in line
     assert "heun" in line and "unipc" not in line.split(": ")[1].split(", ")

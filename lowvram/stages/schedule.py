@@ -6,7 +6,7 @@ them must follow to its end (`trial`).
 """
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from copy import copy
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -205,18 +205,25 @@ def _set_timesteps(scheduler: Any, task: DenoiseTask, device: "torch.device | st
 
 def _check_spacing(maker: SchedulerMaker) -> None:
     """Refuse a spacing that changes nothing: noise levels may be spread without it."""
-    made = []
-    for each in SPACINGS:
-        scheduler = build(maker.kind, maker.config, {**maker.settings, "timestep_spacing": each})
-        _set_timesteps(scheduler, maker.task, "cpu")
-        made.append(scheduler.timesteps.tolist())
-    if made[0] == made[1] == made[2]:
+    if not heeds_spacing(
+        maker("cpu"), lambda scheduler: _set_timesteps(scheduler, maker.task, "cpu")
+    ):
         levels = "--karras" if maker.task.sigma_spacing == "karras" else "--sigma-spacing"
         beside = f" beside {levels}" if maker.task.sigma_spacing else ""
         raise RequestError(
             f"--spacing {maker.task.spacing} has no effect on {maker.kind.__name__}{beside}: "
             "leave it out"
         )
+
+
+def heeds_spacing(scheduler: Any, set_timesteps: Callable[[Any], None]) -> bool:
+    """Whether the spacing makes a difference to a scheduler, which is spoilt by the question."""
+    made = []
+    for each in SPACINGS:
+        scheduler.register_to_config(timestep_spacing=each)
+        set_timesteps(scheduler)
+        made.append(scheduler.timesteps.tolist())
+    return not made[0] == made[1] == made[2]
 
 
 def _check_start(scheduler: Any) -> None:

@@ -6,8 +6,15 @@ from typing import Any
 
 from lowvram.errors import RequestError
 from lowvram.repository import Model
-from lowvram.request.schedulers import NAMED, REFUSED, SIGMA_SPACINGS, SPACINGS, Named
-from lowvram.stages.schedule import accepts, build, own_scheduler, scheduler_class, unheard
+from lowvram.request.schedulers import NAMED, REFUSED, SIGMA_SPACINGS, Named
+from lowvram.stages.schedule import (
+    accepts,
+    build,
+    heeds_spacing,
+    own_scheduler,
+    scheduler_class,
+    unheard,
+)
 
 
 @dataclass(frozen=True)
@@ -73,10 +80,11 @@ def _kind(name: str, wanted: Named, kind: Any, config: dict[str, Any], own: Any)
         name,
         kind.__name__,
         wanted.says,
-        spacing="timestep_spacing" in takes and _heeds_spacing(kind, config, wanted),
+        spacing="timestep_spacing" in takes
+        and heeds_spacing(scheduler, lambda each: each.set_timesteps(10)),
         sigma_spacings=(*(("plain",) if flags else ()), *flags),
-        timesteps=_sets(kind, config, wanted, timesteps=[900, 500, 100]),
-        sigmas=_sets(kind, config, wanted, sigmas=[9.0, 3.0, 0.0]),
+        timesteps=_sets(scheduler, timesteps=[900, 500, 100]),
+        sigmas=_sets(scheduler, sigmas=[9.0, 3.0, 0.0]),
         eta="eta" in inspect.signature(kind.step).parameters,
         noise=kind.__name__.startswith(_NOISY) or algorithm.startswith("sde"),
         order=int(kind.order),
@@ -85,22 +93,12 @@ def _kind(name: str, wanted: Named, kind: Any, config: dict[str, Any], own: Any)
     )
 
 
-def _heeds_spacing(kind: Any, config: dict[str, Any], wanted: Named) -> bool:
-    """Whether it makes a difference: LCM has the setting and never looks at it."""
-    made = []
-    for each in SPACINGS:
-        scheduler = build(kind, config, {**wanted.settings, "timestep_spacing": each})
-        scheduler.set_timesteps(10)
-        made.append(scheduler.timesteps.tolist())
-    return not made[0] == made[1] == made[2]
-
-
-def _sets(kind: Any, config: dict[str, Any], wanted: Named, **steps: Any) -> bool:
+def _sets(scheduler: Any, **steps: Any) -> bool:
     """Whether explicit steps of a kind are taken: by its word, and by trying."""
-    if not set(steps) <= set(inspect.signature(kind.set_timesteps).parameters):
+    if not set(steps) <= set(inspect.signature(scheduler.set_timesteps).parameters):
         return False
     try:
-        build(kind, config, dict(wanted.settings)).set_timesteps(**steps, device="cpu")
+        scheduler.set_timesteps(**steps, device="cpu")
     except (ValueError, IndexError, AttributeError, TypeError):
         return False
     return True
