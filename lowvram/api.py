@@ -22,6 +22,7 @@ from lowvram.stages import denoise as denoise_stage
 from lowvram.stages import encode as encode_stage
 from lowvram.stages import encode_image as encode_image_stage
 from lowvram.stages.interpolate import interpolate
+from lowvram.stages.previews import OnPreview
 from lowvram.stages.result import StageResult
 from lowvram.stages.sampling import Callback
 from lowvram.swaps import refreshed, resolve_with, swap
@@ -84,6 +85,7 @@ def denoise(
     transformer: str | Path | None = None,
     callback: Callback | None = None,
     callback_steps: int = 1,
+    on_preview: OnPreview | None = None,
     on_progress: OnProgress = ignore,
     **options: Unpack[DenoiseOptions],
 ) -> StageResult:
@@ -94,6 +96,8 @@ def denoise(
         model: None for the one that the embeddings were made for.
         transformer: another one than the model's: see `swaps.swap`.
         callback: called with step, timestep and latents after every `callback_steps`th step.
+        on_preview: called with step and levels `[pictures, height, width, 3]`, uint8, of each
+            preview (`preview` says how often).
         options: see `request.denoise.resolve_denoise`.
 
     Raises:
@@ -102,7 +106,7 @@ def denoise(
     header = artifacts.read_header(Path(embeds), "embeds")
     made_for = swap(_model_of(Path(embeds), header, model), transformer=transformer)
     task = resolve_denoise(embeds, made_for, output, prompts=len(header.items), **options)
-    return denoise_stage.denoise(task, on_progress, callback, callback_steps)
+    return denoise_stage.denoise(task, on_progress, callback, callback_steps, on_preview)
 
 
 def decode(

@@ -27,7 +27,8 @@ METADATA_KEY = "lowvram"
 SUFFIXES = {"embeds": ".embeds.safetensors", "latents": ".latents.safetensors"}
 
 # What makes each kind: the stage to name when a file of that kind is wanted.
-_MADE_BY = {"embeds": "encode", "latents": "denoise", "text": "encode"}
+_MADE_BY = {"embeds": "encode", "latents": "denoise", "checkpoint": "denoise", "text": "encode"}
+_AS_SAID = {"checkpoint": "a checkpoint"}
 _CHUNK_BYTES = 1 << 20
 _MAX_HEADER_BYTES = 100_000_000  # the limit in the safetensors specification
 
@@ -37,7 +38,8 @@ class Header:
     """What an artifact says of itself.
 
     Attributes:
-        kind: "embeds", "latents", or "text": a text's embeddings in the cache.
+        kind: "embeds" or "latents"; "checkpoint" for denoising that has not ended, "text" for a
+            text's embeddings in the cache.
         model: the model's record (`repository.Model.record`): later stages find it from here.
         settings: every setting that changed a byte, JSON types only; and "stage" where the file was
             made by another than the usual one.
@@ -216,7 +218,7 @@ def _parse(path: Path, kind: str | None) -> tuple[Header, dict[str, tuple[int, i
         raise ArtifactError(f"{path} is not an artifact ({reason}): lowvram {wanted}") from None
     if kind is not None and header.kind != kind:
         raise ArtifactError(
-            f"{path} holds {header.kind}, but {kind} are needed: "
+            f"{path} holds {_AS_SAID.get(header.kind, header.kind)}, but {kind} are needed: "
             f"make them with lowvram {_MADE_BY[kind]}"
         )
     start = 8 + length

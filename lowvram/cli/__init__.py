@@ -11,7 +11,7 @@ from io import TextIOWrapper
 import typer
 
 from lowvram import errors
-from lowvram.cli import caches, pictures, stages, tools
+from lowvram.cli import caches, models, pictures, stages, tools
 
 app = typer.Typer(
     name="lowvram",
@@ -32,6 +32,7 @@ for command in (
     stages.decode,
     stages.run,
     stages.plan,
+    models.models,
     tools.prepare,
     tools.report,
     tools.doctor,

@@ -61,6 +61,7 @@ class Published:
         steps, guidance_scale: defaults of this model; 0 where the family's apply. A guidance of 1
             is none.
         timesteps: that this model was distilled for, where they are not its scheduler's own.
+        side: px of its own, square size, for lists that read no files; 0 where it is not known.
     """
 
     repository: str
@@ -71,6 +72,7 @@ class Published:
     steps: int = 0
     guidance_scale: float = 0.0
     timesteps: tuple[int, ...] = ()
+    side: int = 0
 
 
 @dataclass(frozen=True)

@@ -82,20 +82,23 @@ class PixArtSigma(Family):
     # The 512, 2K and 256 px repositories hold a transformer only.
     models = {
         "pixart-sigma-256": Published(
-            "PixArt-alpha/PixArt-Sigma-XL-2-256x256", base="pixart-sigma-1024"
+            "PixArt-alpha/PixArt-Sigma-XL-2-256x256", base="pixart-sigma-1024", side=256
         ),
         "pixart-sigma-512": Published(
             "PixArt-alpha/PixArt-Sigma-XL-2-512-MS",
             "76fb7eb5a9314bc1e4e479d2f13447517fca9be4",
             base="pixart-sigma-1024",
+            side=512,
         ),
         "pixart-sigma-1024": Published(
-            "PixArt-alpha/PixArt-Sigma-XL-2-1024-MS", "e102b3591cc82e97071b8b4cb90d834d0c487207"
+            "PixArt-alpha/PixArt-Sigma-XL-2-1024-MS",
+            "e102b3591cc82e97071b8b4cb90d834d0c487207",
+            side=1024,
         ),
         "pixart-sigma-2k": Published(
-            "PixArt-alpha/PixArt-Sigma-XL-2-2K-MS", base="pixart-sigma-1024"
+            "PixArt-alpha/PixArt-Sigma-XL-2-2K-MS", base="pixart-sigma-1024", side=2048
         ),
-        "demo": Published("demo/model", bundled=True, steps=20, guidance_scale=1.5),
+        "demo": Published("demo/model", bundled=True, steps=20, guidance_scale=1.5, side=128),
     }
     base = "pixart-sigma-1024"
     default_steps = 20  # PixArtSigmaPipeline.__call__, as the three below

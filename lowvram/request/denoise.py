@@ -14,6 +14,7 @@ from lowvram.repository import Model
 from lowvram.request.between import check_between
 from lowvram.request.checks import artifact, budget, in_range, one_of
 from lowvram.request.encode import DTYPES
+from lowvram.request.schedulers import SIGMA_SPACINGS, SPACINGS, scheduler_name
 from lowvram.request.start import check_pictures, check_rendered, check_strength, read_start
 
 log = logging.getLogger(__name__)
@@ -39,6 +40,9 @@ class DenoiseTask:
     requested: tuple[int, int]  # width, height in px
     rendered: tuple[int, int]
     eta: float
+    scheduler: str  # "" for the model's own
+    spacing: str  # of timesteps, "" for the model's own
+    sigma_spacing: str  # likewise, of noise levels
     latents: str  # a file of starting latents, "" to draw them
     start: str  # a file of finished latents to start from, "" for none
     start_picture: int  # which of them all start from, -1 where each has its own
@@ -49,6 +53,8 @@ class DenoiseTask:
     dtype: str
     device: str
     batch_size: int
+    checkpoint_every: int  # steps, 0 for never
+    preview: int  # likewise
     vram: int
     stage_budget: int
     steps_down: int
@@ -56,7 +62,17 @@ class DenoiseTask:
     @property
     def asks_the_scheduler(self) -> bool:
         """Whether only the model's scheduler, or a file, can tell if this can be done."""
-        return bool(self.timesteps or self.sigmas or self.eta or self.latents or self.start)
+        return bool(
+            self.timesteps
+            or self.sigmas
+            or self.eta
+            or self.latents
+            or self.start
+            or self.scheduler
+            or self.spacing
+            or self.sigma_spacing
+            or self.steps < 5  # with which some cannot start, or do not arrive
+        )
 
 
 class DenoiseOptions(TypedDict, total=False):
@@ -71,6 +87,9 @@ class DenoiseOptions(TypedDict, total=False):
     size: Size | tuple[int, int] | None
     binning: bool
     eta: float
+    scheduler: str
+    spacing: str
+    sigma_spacing: str
     latents: str | Path | None
     start: str | Path | None
     start_picture: int | None
@@ -81,6 +100,8 @@ class DenoiseOptions(TypedDict, total=False):
     dtype: str
     device: str
     batch_size: int
+    checkpoint_every: int
+    preview: int
     vram: int | None
     stage_budget: int | None
 
@@ -100,6 +121,9 @@ def resolve_denoise(
     size: Size | tuple[int, int] | None = None,
     binning: bool = True,
     eta: float = 0.0,
+    scheduler: str = "",
+    spacing: str = "",
+    sigma_spacing: str = "",
     latents: str | Path | None = None,
     start: str | Path | None = None,
     start_picture: int | None = None,
@@ -110,6 +134,8 @@ def resolve_denoise(
     dtype: str = "auto",
     device: str = "auto",
     batch_size: int = 1,
+    checkpoint_every: int = 0,
+    preview: int = 0,
     vram: int | None = None,
     stage_budget: int | None = None,
 ) -> DenoiseTask:
@@ -127,6 +153,11 @@ def resolve_denoise(
         size: width and height in px; None for the model's own.
         binning: compute at the nearest size the model was trained on, resize after decoding.
         eta: noise added in each step, for schedulers that take it (DDIM).
+        scheduler: a name from `request.schedulers.NAMED`, a class of diffusers, or "" for the
+            model's own.
+        spacing: of timesteps: "leading", "trailing" or "linspace"; "" for the model's own.
+        sigma_spacing: of the noise levels between first and last: "karras", "exponential", "beta",
+            "lu", or "plain" as the timesteps have them; "" for the model's own.
         latents: a safetensors file with `latents` `[pictures, channels, height, width]`, standard
             normal, to start from instead of drawing noise.
         start: what encode-image wrote of a picture, or denoise of earlier ones: noise is added to
@@ -140,6 +171,9 @@ def resolve_denoise(
         weights: how the transformer's weights sit; "auto" takes whole where it fits, else
             stream.
         batch_size: pictures per call of the transformer.
+        checkpoint_every: steps after which everything is saved beside the output, so that the same
+            call goes on from there; 0 for never.
+        preview: steps after which x.preview.png is written beside the output; 0 for never.
         vram: bytes that the process may take on the device; None for what is free.
         stage_budget: bytes that tensors may take there, which counts instead; None for none.
 
@@ -161,6 +195,11 @@ def resolve_denoise(
         raise RequestError(f"sigmas must be positive and descend: {list(sigmas)}")
     if not 0 <= eta <= 1:
         raise RequestError(f"--eta {eta} is out of range: 0 to 1")
+    if (timesteps or sigmas) and (spacing or sigma_spacing not in ("", "plain")):
+        raise RequestError(
+            f"--spacing and --sigma-spacing place steps by their number, and "
+            f"{'--timesteps' if timesteps else '--sigmas'} gives each: leave one of them out"
+        )
     configs = {role: model.config(role) for role in ("transformer", "vae", "scheduler")}
     asked = size if size is None or isinstance(size, Size) else Size(*size)
     begun = None if start is None else read_start(start, model)
@@ -200,6 +239,11 @@ def resolve_denoise(
         requested=(requested.width, requested.height),
         rendered=(rendered.width, rendered.height),
         eta=float(eta),
+        scheduler=scheduler_name(scheduler),
+        spacing=one_of("--spacing", spacing, SPACINGS) if spacing else "",
+        sigma_spacing=one_of("--sigma-spacing", sigma_spacing, tuple(SIGMA_SPACINGS))
+        if sigma_spacing
+        else "",
         latents="" if latents is None else str(latents),
         start="" if start is None else str(start),
         start_picture=-1 if start_picture is None else start_picture,
@@ -210,6 +254,8 @@ def resolve_denoise(
         dtype=one_of("--dtype", dtype, DTYPES),
         device=device,
         batch_size=in_range("--batch-size", batch_size, 1, 4096),
+        checkpoint_every=in_range("--checkpoint-every", checkpoint_every, 0, 1_000_000),
+        preview=in_range("--preview", preview, 0, 1_000_000),
         vram=budget("--vram", vram),
         stage_budget=budget("--stage-budget", stage_budget),
         steps_down=0,

@@ -49,6 +49,9 @@ class RunOptions(TypedDict, total=False):
     size: Size | tuple[int, int] | None
     binning: bool
     eta: float
+    scheduler: str
+    spacing: str
+    sigma_spacing: str
     latents: str | Path | None
     start: str | Path | None
     start_picture: int | None
@@ -58,6 +61,8 @@ class RunOptions(TypedDict, total=False):
     # of encode-image, which comes first where there is an image; `decode` is of it, too
     image: str | Path | None
     sample_seed: int | None
+    checkpoint_every: int
+    preview: int
     # of decode
     decode: str
     # of several

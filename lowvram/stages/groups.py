@@ -4,7 +4,7 @@ Embeddings are read when a job's turn comes, and dropped with it: a list of a th
 would hold gigabytes of them.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -16,7 +16,7 @@ from lowvram.repository import Model
 from lowvram.request.denoise import DenoiseTask
 from lowvram.request.tasks import alike
 from lowvram.stages.result import Outcomes
-from lowvram.stages.schedule import scheduler_maker
+from lowvram.stages.schedule import SchedulerMaker, scheduler_maker
 from lowvram.stages.starts import (
     TEXT_TENSORS,
     Start,
@@ -28,7 +28,6 @@ from lowvram.stages.starts import (
 )
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
     from lowvram.stages.options.transformer import Steps
@@ -48,8 +47,12 @@ _PICTURES_OWN = (
 
 
 def computed_alike(task: DenoiseTask) -> str:
-    """A text that is equal for tasks whose pictures may share batches: with starts, or without."""
-    return f"{alike(task, *_PICTURES_OWN)} {bool(task.start)}"
+    """A text that is equal for tasks whose pictures may share batches: with starts, or without.
+
+    A checkpoint and a preview are of one task alone.
+    """
+    alone = task.output if task.checkpoint_every or task.preview else ""
+    return f"{alike(task, *_PICTURES_OWN)} {bool(task.start)} {alone}"
 
 
 @dataclass
@@ -68,6 +71,10 @@ class Job:
     header: artifacts.Header
     items: list[dict[str, Any]]
     finished: "dict[int, Tensor]" = field(default_factory=dict)
+
+    def in_order(self) -> "list[Tensor]":
+        """The finished ones."""
+        return [self.finished[number] for number in sorted(self.finished)]
 
 
 @dataclass(frozen=True)
@@ -93,7 +100,7 @@ class Group:
     task: DenoiseTask
     model: Model
     shape: tuple[int, int, int]
-    make_scheduler: "Callable[[torch.device | str], Any]"
+    make_scheduler: SchedulerMaker
     steps: int
     jobs: list[Job]
 
@@ -116,7 +123,7 @@ class Group:
                 starts = starts_of(job.task, self.model, job.items, embeds)
                 del embeds
             for number, start in enumerate(starts):
-                if outcomes.is_open(job.index):
+                if outcomes.is_open(job.index) and number not in job.finished:
                     yield Picture(job, number, start)
 
 

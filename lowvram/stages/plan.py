@@ -23,7 +23,6 @@ from lowvram.request.decode import DecodeTask
 from lowvram.request.denoise import DenoiseTask
 from lowvram.request.encode import EncodeTask
 from lowvram.request.encode_image import EncodeImageTask
-from lowvram.request.start import steps_done
 from lowvram.request.tasks import alike
 from lowvram.stages.decision import rates_of
 from lowvram.stages.groups import computed_alike
@@ -32,6 +31,8 @@ from lowvram.stages.options.encoder import Texts, encode_once, encoder_options
 from lowvram.stages.options.pixels import pixels_options
 from lowvram.stages.options.transformer import Steps, transformer_options
 from lowvram.stages.result import OnOutcome, Outcomes
+from lowvram.stages.schedule import scheduler_maker
+from lowvram.stages.starts import begin
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -210,8 +211,7 @@ def _stages(
     count = min(denoise.batch_size, len(denoise.seeds))
     configs = {role: model.config(role) for role in ("transformer", "vae")}
     shape = (count, *family.latent_shape(configs, Size(*denoise.rendered)))
-    number = len(denoise.timesteps) or len(denoise.sigmas) or denoise.steps
-    number = steps_done(number, denoise.strength)
+    number = len(begin(denoise, scheduler_maker(denoise, model)("cpu")))
     batches = -(-len(denoise.seeds) // count)
     steps = Steps(shape, _text(made.result), denoise.guidance_scale > 1, number * batches)
     asked = "all" if every else denoise.weights
