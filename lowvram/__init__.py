@@ -1,6 +1,6 @@
 """Pictures from diffusion transformers on small graphics cards, in three stages that run alone."""
 
-from lowvram.api import decode, denoise, encode
+from lowvram.api import decode, denoise, encode, encode_image, interpolate
 from lowvram.batch import BatchResult, Row, RowResult, run_many
 from lowvram.errors import (
     ArtifactError,
@@ -39,6 +39,8 @@ __all__ = [
     "decode",
     "denoise",
     "encode",
+    "encode_image",
+    "interpolate",
     "run",
     "run_many",
 ]

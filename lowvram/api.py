@@ -16,12 +16,18 @@ from lowvram.repository import DEFAULT_MODEL, Model, resolve
 from lowvram.request.decode import DecodeOptions, resolve_decode
 from lowvram.request.denoise import DenoiseOptions, resolve_denoise
 from lowvram.request.encode import EncodeOptions, resolve_encode
+from lowvram.request.encode_image import EncodeImageOptions, resolve_encode_image
 from lowvram.stages import decode as decode_stage
 from lowvram.stages import denoise as denoise_stage
 from lowvram.stages import encode as encode_stage
+from lowvram.stages import encode_image as encode_image_stage
+from lowvram.stages.interpolate import interpolate
+from lowvram.stages.previews import OnPreview
 from lowvram.stages.result import StageResult
 from lowvram.stages.sampling import Callback
 from lowvram.swaps import refreshed, resolve_with, swap
+
+__all__ = ["decode", "denoise", "encode", "encode_image", "interpolate"]
 
 
 def encode(
@@ -49,6 +55,28 @@ def encode(
     return encode_stage.encode(task, on_progress)
 
 
+def encode_image(
+    images: str | Path | Sequence[str | Path],
+    model: str = DEFAULT_MODEL,
+    *,
+    output: str | Path,
+    revision: str | None = None,
+    on_progress: OnProgress = ignore,
+    **options: Unpack[EncodeImageOptions],
+) -> StageResult:
+    """Pictures to latents that `denoise` can start from, with the VAE alone.
+
+    Args:
+        output: x.latents.safetensors.
+        options: see `request.encode_image.resolve_encode_image`.
+
+    Raises:
+        LowvramError: see errors.py.
+    """
+    task = resolve_encode_image(images, resolve(model, revision), output, **options)
+    return encode_image_stage.encode_image(task, on_progress)
+
+
 def denoise(
     embeds: str | Path,
     *,
@@ -57,6 +85,7 @@ def denoise(
     transformer: str | Path | None = None,
     callback: Callback | None = None,
     callback_steps: int = 1,
+    on_preview: OnPreview | None = None,
     on_progress: OnProgress = ignore,
     **options: Unpack[DenoiseOptions],
 ) -> StageResult:
@@ -67,6 +96,8 @@ def denoise(
         model: None for the one that the embeddings were made for.
         transformer: another one than the model's: see `swaps.swap`.
         callback: called with step, timestep and latents after every `callback_steps`th step.
+        on_preview: called with step and levels `[pictures, height, width, 3]`, uint8, of each
+            preview (`preview` says how often).
         options: see `request.denoise.resolve_denoise`.
 
     Raises:
@@ -75,7 +106,7 @@ def denoise(
     header = artifacts.read_header(Path(embeds), "embeds")
     made_for = swap(_model_of(Path(embeds), header, model), transformer=transformer)
     task = resolve_denoise(embeds, made_for, output, prompts=len(header.items), **options)
-    return denoise_stage.denoise(task, on_progress, callback, callback_steps)
+    return denoise_stage.denoise(task, on_progress, callback, callback_steps, on_preview)
 
 
 def decode(

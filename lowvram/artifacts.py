@@ -27,7 +27,8 @@ METADATA_KEY = "lowvram"
 SUFFIXES = {"embeds": ".embeds.safetensors", "latents": ".latents.safetensors"}
 
 # What makes each kind: the stage to name when a file of that kind is wanted.
-_MADE_BY = {"embeds": "encode", "latents": "denoise", "text": "encode"}
+_MADE_BY = {"embeds": "encode", "latents": "denoise", "checkpoint": "denoise", "text": "encode"}
+_AS_SAID = {"checkpoint": "a checkpoint"}
 _CHUNK_BYTES = 1 << 20
 _MAX_HEADER_BYTES = 100_000_000  # the limit in the safetensors specification
 
@@ -37,9 +38,11 @@ class Header:
     """What an artifact says of itself.
 
     Attributes:
-        kind: "embeds", "latents", or "text": a text's embeddings in the cache.
+        kind: "embeds" or "latents"; "checkpoint" for denoising that has not ended, "text" for a
+            text's embeddings in the cache.
         model: the model's record (`repository.Model.record`): later stages find it from here.
-        settings: every setting that changed a byte, JSON types only.
+        settings: every setting that changed a byte, JSON types only; and "stage" where the file was
+            made by another than the usual one.
         items: one record per prompt (embeds) or per picture (latents), in order.
         made_from: key of the artifact that this one was computed from, "" where there is none.
         tensors: name to {"dtype", "shape", "sha256"}; filled in by `write`.
@@ -215,7 +218,7 @@ def _parse(path: Path, kind: str | None) -> tuple[Header, dict[str, tuple[int, i
         raise ArtifactError(f"{path} is not an artifact ({reason}): lowvram {wanted}") from None
     if kind is not None and header.kind != kind:
         raise ArtifactError(
-            f"{path} holds {header.kind}, but {kind} are needed: "
+            f"{path} holds {_AS_SAID.get(header.kind, header.kind)}, but {kind} are needed: "
             f"make them with lowvram {_MADE_BY[kind]}"
         )
     start = 8 + length
@@ -247,7 +250,7 @@ def _damaged(path: Path, header: Header, part: str) -> ArtifactError:
 
 
 def _again(header: Header) -> str:
-    return f"make it again with lowvram {_MADE_BY[header.kind]}"
+    return f"make it again with lowvram {header.settings.get('stage', _MADE_BY[header.kind])}"
 
 
 def _sha256(file: Any, size: int) -> str:

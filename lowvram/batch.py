@@ -21,7 +21,7 @@ from lowvram.processes import StageProcesses
 from lowvram.progress import OnProgress, ignore
 from lowvram.repository import DEFAULT_MODEL, Model
 from lowvram.request.checks import is_unicode
-from lowvram.request.run import RunOptions, resolve_run
+from lowvram.request.run import RunOptions, resolve_image, resolve_run
 from lowvram.run import DEFAULT_FOLDER, Picture, pictures_of, words_of
 from lowvram.stages.decode import picture_paths
 from lowvram.stages.dispatch import carry_out
@@ -256,9 +256,14 @@ def resolve_rows(
             own = {**each.row}
             prompt, output = _prompt(own), own.pop("output", None)
             named = _named(folder, output) or folder / f"{number:0{digits}}-{words_of(prompt)}.png"
-            tasks = resolve_run(prompt, model, named, **_merged(options, own))
-            _claim(taken, number, [tasks[0].output, tasks[1].output], named, len(tasks[1].seeds))
-            trips.append(Trip(tasks))
+            merged: Any = _merged(options, own)
+            tasks, image = (
+                resolve_run(prompt, model, named, **merged),
+                resolve_image(model, named, merged),
+            )
+            files = [task.output for task in (*tasks[:2], image) if task is not None]
+            _claim(taken, number, files, named, len(tasks[1].seeds))
+            trips.append(Trip(tasks, image))
         except LowvramError as error:
             trips.append(error)
     return trips

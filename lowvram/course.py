@@ -13,13 +13,17 @@ from typing import Any, cast
 from lowvram.errors import LowvramError, MemoryExhaustedError, NothingSmallerError
 from lowvram.progress import OnProgress
 from lowvram.request.denoise import DenoiseTask
+from lowvram.request.encode_image import EncodeImageTask
 from lowvram.request.run import Tasks
-from lowvram.request.tasks import to_json
+from lowvram.request.tasks import AnyTask, to_json
 from lowvram.stages.dispatch import STAGES, OnTold, error_of
 
 Carry = Callable[
     [str, Sequence[Mapping[str, Any]], OnProgress, OnTold], dict[str, Any]
 ]  # `dispatch.carry_out`, here or in a process of its own
+
+# Whose file a stage goes on from.
+_BEFORE = {"denoise": "encode", "decode": "denoise"}
 
 log = logging.getLogger(__name__)
 
@@ -29,30 +33,46 @@ class Trip:
     """The tasks of one row, and what has come of them.
 
     Attributes:
-        tasks: of each stage, in order.
+        tasks: of the stages that every row has, in order.
+        image: of encode-image before them; None for a row without a picture.
         made: by each stage so far: {"paths", "items"}.
         error: what ended it; None while it goes on, and when it has arrived.
     """
 
     tasks: Tasks
-    made: list[dict[str, Any]] = field(default_factory=list)
+    image: EncodeImageTask | None = None
+    made: dict[str, dict[str, Any]] = field(default_factory=dict)
     error: LowvramError | None = None
+
+    def by_stage(self) -> dict[str, AnyTask]:
+        """Its tasks by the names of their stages, in order."""
+        encode, denoise, decode = self.tasks
+        first: dict[str, AnyTask] = {} if self.image is None else {"encode-image": self.image}
+        return first | {"encode": encode, "denoise": denoise, "decode": decode}
+
+    def waits_for(self, stage: str) -> bool:
+        """Whether a stage is still to be done for it."""
+        return self.error is None and stage in self.by_stage() and stage not in self.made
 
     def hear(self, stage: str, outcome: Mapping[str, Any]) -> None:
         """Note what a stage made of its task."""
         error = error_of(outcome)
         if error is None:
-            self.made.append(dict(outcome))
+            self.made[stage] = dict(outcome)
         else:
             self.fail(stage, error)
 
     def fail(self, stage: str, error: LowvramError) -> None:
         """Note what went wrong, and how to go on from what is there."""
-        if self.made:
-            kept = self.made[-1]["paths"][0]
-            again = shlex.join(["lowvram", stage, kept])
+        kept = self.made.get(_BEFORE.get(stage, ""))
+        if kept is not None:
+            path, start = kept["paths"][0], self.tasks[1].start
+            again = ["lowvram", stage, path]
+            if stage == "denoise" and start:
+                again += ["--start", start]
             error = type(error)(
-                f"{error} (kept: {kept}; go on from it with {again} and the options of that stage)"
+                f"{error} (kept: {path}; go on from it with {shlex.join(again)} "
+                "and the options of that stage)"
             )
         self.error = error
 
@@ -69,55 +89,34 @@ def carry_through(
     _refuse(trips, carry, on_progress)
     reports: list[dict[str, Any]] = []
     common: LowvramError | None = None
-    for number, stage in enumerate(STAGES):
-        open_trips = [trip for trip in trips if trip.error is None]
-        if not open_trips:
-            break
+    for stage in STAGES:
         try:
-            report = _carry_stage(number, open_trips, carry, on_progress)
+            report = carry_stage(stage, trips, carry, on_progress)
             reports += [] if report is None else [report]
         except LowvramError as error:
             common = error
-            for trip in _left(open_trips, number):
+            for trip in _left(trips, stage):
                 trip.fail(stage, error)
     return reports, common
 
 
-def _refuse(trips: Sequence[Trip], carry: Carry, on_progress: OnProgress) -> None:
-    """End trips that can be known not to arrive, before anything is loaded."""
-
-    def look(stage: str, asked: Sequence[Trip], tasks: Sequence[Mapping[str, Any]]) -> None:
-        if asked:
-            carry(stage, tasks, on_progress, lambda i, outcome: asked[i].hear(stage, outcome))
-
-    asks = [trip for trip in trips if trip.error is None and _denoise(trip).asks_the_scheduler]
-    look("check", asks, [to_json(_denoise(trip)) for trip in asks])
-    bound = [
-        trip
-        for trip in trips
-        if trip.error is None and (trip.tasks[0].vram or trip.tasks[0].stage_budget)
-    ]
-    rows = [
-        dict(zip(STAGES, (to_json(task) for task in trip.tasks), strict=True)) for trip in bound
-    ]
-    look("plan", bound, rows)
-
-
-def _carry_stage(
-    number: int, trips: Sequence[Trip], carry: Carry, on_progress: OnProgress
+def carry_stage(
+    stage: str, trips: Sequence[Trip], carry: Carry, on_progress: OnProgress
 ) -> dict[str, Any] | None:
     """The report of a stage; by a way of working that takes less after each out-of-memory.
 
     Where there is none that takes less, the largest pictures are given up, and the others go on.
 
+    Returns:
+        None where there was nothing to be done.
+
     Raises:
         LowvramError: what ended all trips that are left.
     """
-    stage = STAGES[number]
     first: MemoryExhaustedError | None = None
     steps_down = 0
-    while left := _left(trips, number):
-        tasks = [{**to_json(trip.tasks[number]), "steps_down": steps_down} for trip in left]
+    while left := _left(trips, stage):
+        tasks = [{**to_json(trip.by_stage()[stage]), "steps_down": steps_down} for trip in left]
         try:
             told = carry(stage, tasks, on_progress, _teller(stage, left))
             return cast("dict[str, Any] | None", told["report"])
@@ -137,13 +136,31 @@ def _carry_stage(
     return None
 
 
+def _refuse(trips: Sequence[Trip], carry: Carry, on_progress: OnProgress) -> None:
+    """End trips that can be known not to arrive, before anything is loaded."""
+
+    def look(stage: str, asked: Sequence[Trip], tasks: Sequence[Mapping[str, Any]]) -> None:
+        if asked:
+            carry(stage, tasks, on_progress, lambda i, outcome: asked[i].hear(stage, outcome))
+
+    asks = [trip for trip in trips if trip.error is None and _denoise(trip).asks_the_scheduler]
+    look("check", asks, [to_json(_denoise(trip)) for trip in asks])
+    bound = [
+        trip
+        for trip in trips
+        if trip.error is None and (trip.tasks[0].vram or trip.tasks[0].stage_budget)
+    ]
+    rows = [{name: to_json(task) for name, task in trip.by_stage().items()} for trip in bound]
+    look("plan", bound, rows)
+
+
 def _teller(stage: str, trips: Sequence[Trip]) -> OnTold:
     return lambda index, outcome: trips[index].hear(stage, outcome)
 
 
-def _left(trips: Sequence[Trip], number: int) -> list[Trip]:
+def _left(trips: Sequence[Trip], stage: str) -> list[Trip]:
     """Those that nothing has come of yet in a stage."""
-    return [trip for trip in trips if trip.error is None and len(trip.made) == number]
+    return [trip for trip in trips if trip.waits_for(stage)]
 
 
 def _denoise(trip: Trip) -> DenoiseTask:

@@ -19,7 +19,7 @@ from lowvram.memory.report_files import to_text
 from lowvram.processes import StageProcesses
 from lowvram.progress import OnProgress, ignore
 from lowvram.repository import DEFAULT_MODEL
-from lowvram.request.run import RunOptions, resolve_run
+from lowvram.request.run import RunOptions, resolve_image, resolve_run
 from lowvram.stages.dispatch import carry_out
 from lowvram.swaps import resolve_with
 
@@ -28,7 +28,11 @@ DEFAULT_FOLDER = Path("outputs")
 
 @dataclass(frozen=True)
 class Picture:
-    """One picture and the files it came from. Width and height in px."""
+    """One picture and the files it came from. Width and height in px.
+
+    Attributes:
+        start: the latents that it was made from; None for noise alone.
+    """
 
     path: Path
     prompt: str
@@ -37,6 +41,7 @@ class Picture:
     height: int
     embeds: Path
     latents: Path
+    start: Path | None = None
 
     def to_json(self) -> dict[str, Any]:
         """JSON types."""
@@ -97,7 +102,8 @@ def run(
         found = resolve_with(
             model, revision, transformer=transformer, vae=vae, text_encoder=text_encoder
         )
-        trip = Trip(resolve_run(prompts, found, picture, **options))
+        tasks = resolve_run(prompts, found, picture, **options)
+        trip = Trip(tasks, resolve_image(found, picture, options))
         carry = carry_out if processes is None else processes.run
         stages, _ = carry_through([trip], carry, on_progress)
     if trip.error is not None:
@@ -110,7 +116,7 @@ def run(
 def pictures_of(trip: Trip) -> list[Picture]:
     """What a trip that has arrived has made."""
     embeds, latents = Path(trip.tasks[0].output), Path(trip.tasks[1].output)
-    decoded = trip.made[-1]
+    decoded, start = trip.made["decode"], trip.tasks[1].start
     return [
         Picture(
             path=Path(path),
@@ -120,6 +126,7 @@ def pictures_of(trip: Trip) -> list[Picture]:
             height=item["height"],
             embeds=embeds,
             latents=latents,
+            start=Path(start) if start else None,
         )
         for path, item in zip(decoded["paths"], decoded["items"], strict=True)
     ]

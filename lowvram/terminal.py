@@ -31,7 +31,9 @@ def quiet_libraries() -> None:
     Only for processes of our own: a program that imports lowvram sets its logging itself.
     """
     quiet_environment()
-    warnings.filterwarnings("ignore", module=r"(torch|transformers|diffusers|bitsandbytes)\b")
+    warnings.filterwarnings(
+        "ignore", module=r"(torch|torchsde|transformers|diffusers|bitsandbytes)\b"
+    )
     from huggingface_hub.utils.tqdm import enable_progress_bars
     from transformers.utils import logging as transformers_logging
 

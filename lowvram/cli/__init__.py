@@ -11,7 +11,7 @@ from io import TextIOWrapper
 import typer
 
 from lowvram import errors
-from lowvram.cli import caches, stages, tools
+from lowvram.cli import caches, models, pictures, stages, tools
 
 app = typer.Typer(
     name="lowvram",
@@ -26,10 +26,13 @@ app = typer.Typer(
 )
 for command in (
     stages.encode,
+    pictures.encode_image,
+    pictures.interpolate,
     stages.denoise,
     stages.decode,
     stages.run,
     stages.plan,
+    models.models,
     tools.prepare,
     tools.report,
     tools.doctor,

@@ -12,6 +12,8 @@ from lowvram.prepared import WEIGHTS as PREPARED_WEIGHTS
 from lowvram.request.decode import DECODES
 from lowvram.request.denoise import MAX_IMAGES, TRANSFORMER_WEIGHTS
 from lowvram.request.encode import DTYPES, PADDINGS, WEIGHTS
+from lowvram.request.schedulers import SIGMA_SPACINGS, SPACINGS
+from lowvram.request.start import DEFAULT_STRENGTH
 
 Number = TypeVar("Number", int, float)
 
@@ -151,9 +153,81 @@ Binning = Annotated[
     ),
 ]
 Eta = Annotated[float, typer.Option("--eta", help="Noise added in each step (DDIM).")]
+Scheduler = Annotated[
+    str,
+    typer.Option(
+        "--scheduler",
+        help="euler, unipc, dpm++2m-sde, …: see lowvram models --schedulers; default: the model's.",
+    ),
+]
+Spacing = Annotated[
+    str,
+    typer.Option("--spacing", help=f"Of timesteps: {', '.join(SPACINGS)}; default: the model's."),
+]
+SigmaSpacing = Annotated[
+    str,
+    typer.Option(
+        "--sigma-spacing",
+        help=f"Of noise levels: {', '.join(SIGMA_SPACINGS)}; default: the model's.",
+    ),
+]
+Karras = Annotated[
+    bool | None,
+    typer.Option("--karras/--no-karras", help="Short for --sigma-spacing karras, or plain."),
+]
 Latents = Annotated[
     Path | None,
     typer.Option("--latents", help="Safetensors file with `latents` to start from."),
+]
+Start = Annotated[
+    Path | None,
+    typer.Option("--start", help="Start from what encode-image or an earlier denoise wrote."),
+]
+Image = Annotated[
+    Path | None,
+    typer.Option("--image", help="A picture to start from: it goes through encode-image first."),
+]
+SampleSeed = Annotated[
+    int | None,
+    typer.Option(
+        "--sample-seed",
+        help="Draw the picture's latents from the VAE's posterior; default: take its mode.",
+    ),
+]
+StartPicture = Annotated[
+    int | None,
+    typer.Option("--start-picture", help="Of a start with several, the one for all, from 0."),
+]
+Strength = Annotated[
+    float | None,
+    typer.Option(
+        "--strength",
+        help=f"How much of a start is made anew, 0 to 1; default: {DEFAULT_STRENGTH}.",
+    ),
+]
+Towards = Annotated[
+    int | None,
+    typer.Option("--towards", help="A second seed: noise between that of --seed and this one."),
+]
+At = Annotated[
+    str | None,
+    typer.Option("--at", help="Where between the two, a picture each; default: 0,0.25,0.5,0.75,1."),
+]
+CheckpointEvery = Annotated[
+    int,
+    typer.Option(
+        "--checkpoint-every",
+        metavar="STEPS",
+        help="Save so often; the same command with the same -o goes on from there. 0: never.",
+    ),
+]
+Preview = Annotated[
+    int,
+    typer.Option(
+        "--preview",
+        metavar="STEPS",
+        help="Write a small x.preview.png beside the output so often. 0: never.",
+    ),
 ]
 Dtype = Annotated[str, typer.Option("--dtype", help=f"To compute in: {', '.join(DTYPES)}.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, xpu, mps.")]
@@ -190,6 +264,19 @@ def parse_seeds(text: str) -> int | list[int]:
             raise RequestError(f"seed {text!r} is not a number, list or range: 7, 1,2,5 or 3-6")
         seeds += range(first, last + 1)
     return seeds[0] if len(seeds) == 1 else seeds
+
+
+def parse_sigma_spacing(text: str, karras: bool | None) -> str:
+    """The spacing of noise levels from its two options.
+
+    Raises:
+        RequestError: both are given.
+    """
+    if karras is None:
+        return text
+    if text:
+        raise RequestError("--karras is short for --sigma-spacing karras: give one of them")
+    return "karras" if karras else "plain"
 
 
 def parse_numbers(option: str, text: str | None, kind: type[Number]) -> list[Number] | None:

@@ -11,9 +11,11 @@ import typer
 
 from lowvram.cli.options import (
     AsJson,
+    At,
     BatchSize,
     Binning,
     Cache,
+    CheckpointEvery,
     CleanCaption,
     Decode,
     Device,
@@ -21,23 +23,34 @@ from lowvram.cli.options import (
     Eta,
     FileModel,
     Guidance,
+    Image,
     Images,
+    Karras,
     Latents,
     MaxTokens,
     ModelName,
     Negative,
     Padding,
     PictureSize,
+    Preview,
     Prompts,
     PromptsFile,
     PromptsOrNone,
     Revision,
+    SampleSeed,
+    Scheduler,
     Seed,
     Sigmas,
+    SigmaSpacing,
+    Spacing,
     StageBudget,
+    Start,
+    StartPicture,
     Steps,
+    Strength,
     TextEncoder,
     Timesteps,
+    Towards,
     Transformer,
     TransformerWeights,
     Vae,
@@ -46,6 +59,7 @@ from lowvram.cli.options import (
     Weights,
     parse_numbers,
     parse_seeds,
+    parse_sigma_spacing,
     parse_size,
 )
 from lowvram.cli.output import beside, print_json, print_stage, showing_progress
@@ -65,7 +79,17 @@ _AS_THEY_ARE = (
     "steps",
     "binning",
     "eta",
+    "scheduler",
+    "spacing",
     "latents",
+    "image",
+    "sample_seed",
+    "start",
+    "start_picture",
+    "strength",
+    "towards",
+    "checkpoint_every",
+    "preview",
     "dtype",
     "device",
     "batch_size",
@@ -140,7 +164,18 @@ def denoise(
     size: PictureSize = None,
     binning: Binning = True,
     eta: Eta = 0.0,
+    scheduler: Scheduler = "",
+    spacing: Spacing = "",
+    sigma_spacing: SigmaSpacing = "",
+    karras: Karras = None,
     latents: Latents = None,
+    start: Start = None,
+    start_picture: StartPicture = None,
+    strength: Strength = None,
+    towards: Towards = None,
+    at: At = None,
+    checkpoint_every: CheckpointEvery = 0,
+    preview: Preview = 0,
     weights: TransformerWeights = "auto",
     dtype: Dtype = "auto",
     device: Device = "auto",
@@ -172,7 +207,17 @@ def denoise(
             size=parse_size(size),
             binning=binning,
             eta=eta,
+            scheduler=scheduler,
+            spacing=spacing,
+            sigma_spacing=parse_sigma_spacing(sigma_spacing, karras),
             latents=latents,
+            start=start,
+            start_picture=start_picture,
+            strength=strength,
+            towards=towards,
+            at=parse_numbers("--at", at, float),
+            checkpoint_every=checkpoint_every,
+            preview=preview,
             weights=weights,
             dtype=dtype,
             device=device,
@@ -257,7 +302,20 @@ def run(
     size: PictureSize = None,
     binning: Binning = True,
     eta: Eta = 0.0,
+    scheduler: Scheduler = "",
+    spacing: Spacing = "",
+    sigma_spacing: SigmaSpacing = "",
+    karras: Karras = None,
     latents: Latents = None,
+    image: Image = None,
+    sample_seed: SampleSeed = None,
+    start: Start = None,
+    start_picture: StartPicture = None,
+    strength: Strength = None,
+    towards: Towards = None,
+    at: At = None,
+    checkpoint_every: CheckpointEvery = 0,
+    preview: Preview = 0,
     clean: CleanCaption = True,
     padding: Padding = "none",
     max_tokens: MaxTokens = None,
@@ -280,6 +338,7 @@ def run(
     \b
     lowvram run "a large blue star on a yellow background" -m demo -o star.png
     lowvram run --prompts prompts.csv -m demo -o pictures/
+    lowvram run "an oil painting of a harbour" --image photo.jpg --strength 0.6 -o harbour.png
     """
     from lowvram.run import run as run_stages
 
@@ -304,8 +363,8 @@ def run(
     if as_json:
         print_json(result.to_json())
     else:
-        for image in result.images:
-            print(image.path)
+        for made in result.images:
+            print(made.path)
         print(f"\n{result.table()}")
 
 
@@ -379,7 +438,7 @@ def plan(every: bool, as_json: bool, device: str, **arguments: Any) -> None:
     that budget, whether there is one here or not, unless --device says otherwise.
     """
     from lowvram.cli.plans import as_document, as_table
-    from lowvram.request.run import resolve_run
+    from lowvram.request.run import resolve_image, resolve_run
     from lowvram.swaps import resolve_with
     from lowvram.terminal import quiet_environment
 
@@ -391,11 +450,13 @@ def plan(every: bool, as_json: bool, device: str, **arguments: Any) -> None:
     if not prompts:
         raise RequestError("say what the picture shall show")
     nowhere = Path(gettempdir(), "x.png")  # nothing is written, and this can be everywhere
-    tasks = resolve_run(prompts, model, nowhere, **_for_run({**arguments, "device": device}))
+    options: Any = _for_run({**arguments, "device": device})
+    tasks = resolve_run(prompts, model, nowhere, **options)
+    image = resolve_image(model, nowhere, options)
     from lowvram.stages import plan as planning  # imports torch
 
     there = planning.device_to_plan_for(device, tasks[0].vram)
-    rows = planning.plan(*tasks, there, every)
+    rows = planning.plan(*tasks, there, every, image)
     if as_json:
         print_json(as_document(rows, str(there)))
     else:
@@ -437,6 +498,8 @@ def _for_run(given: Mapping[str, Any]) -> dict[str, Any]:
         "timesteps": parse_numbers("--timesteps", given["timesteps"], int),
         "sigmas": parse_numbers("--sigmas", given["sigmas"], float),
         "guidance_scale": given["guidance"],
+        "at": parse_numbers("--at", given["at"], float),
         "size": parse_size(given["size"]),
+        "sigma_spacing": parse_sigma_spacing(given["sigma_spacing"], given["karras"]),
         **{name: given[name] for name in _AS_THEY_ARE},
     }

@@ -61,6 +61,7 @@ class Published:
         steps, guidance_scale: defaults of this model; 0 where the family's apply. A guidance of 1
             is none.
         timesteps: that this model was distilled for, where they are not its scheduler's own.
+        side: px of its own, square size, for lists that read no files; 0 where it is not known.
     """
 
     repository: str
@@ -71,6 +72,7 @@ class Published:
     steps: int = 0
     guidance_scale: float = 0.0
     timesteps: tuple[int, ...] = ()
+    side: int = 0
 
 
 @dataclass(frozen=True)
@@ -186,6 +188,20 @@ class Family(ABC):
     @abstractmethod
     def unscale(self, latents: "Tensor", vae: Config) -> "Tensor":
         """Latents as the transformer works on them, to latents as the VAE made them."""
+
+    @abstractmethod
+    def scale(self, latents: "Tensor", vae: Config) -> "Tensor":
+        """Latents as the VAE made them, to latents as the transformer works on them."""
+
+    @abstractmethod
+    def size_like(self, configs: Mapping[str, Config], picture: Size, binning: bool) -> Size:
+        """The model's own size with the aspect ratio of a picture: what is computed from it.
+
+        Args:
+            configs: as `render_size` takes them.
+            picture: width and height in px, of any size.
+            binning: one of the sizes that the model was trained on, where there is a table.
+        """
 
     @abstractmethod
     def render_size(

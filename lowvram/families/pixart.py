@@ -82,20 +82,23 @@ class PixArtSigma(Family):
     # The 512, 2K and 256 px repositories hold a transformer only.
     models = {
         "pixart-sigma-256": Published(
-            "PixArt-alpha/PixArt-Sigma-XL-2-256x256", base="pixart-sigma-1024"
+            "PixArt-alpha/PixArt-Sigma-XL-2-256x256", base="pixart-sigma-1024", side=256
         ),
         "pixart-sigma-512": Published(
             "PixArt-alpha/PixArt-Sigma-XL-2-512-MS",
             "76fb7eb5a9314bc1e4e479d2f13447517fca9be4",
             base="pixart-sigma-1024",
+            side=512,
         ),
         "pixart-sigma-1024": Published(
-            "PixArt-alpha/PixArt-Sigma-XL-2-1024-MS", "e102b3591cc82e97071b8b4cb90d834d0c487207"
+            "PixArt-alpha/PixArt-Sigma-XL-2-1024-MS",
+            "e102b3591cc82e97071b8b4cb90d834d0c487207",
+            side=1024,
         ),
         "pixart-sigma-2k": Published(
-            "PixArt-alpha/PixArt-Sigma-XL-2-2K-MS", base="pixart-sigma-1024"
+            "PixArt-alpha/PixArt-Sigma-XL-2-2K-MS", base="pixart-sigma-1024", side=2048
         ),
-        "demo": Published("demo/model", bundled=True, steps=20, guidance_scale=1.5),
+        "demo": Published("demo/model", bundled=True, steps=20, guidance_scale=1.5, side=128),
     }
     base = "pixart-sigma-1024"
     default_steps = 20  # PixArtSigmaPipeline.__call__, as the three below
@@ -190,6 +193,22 @@ class PixArtSigma(Family):
         """Divided by the VAE's scaling factor."""
         return latents / float(vae.get("scaling_factor", 0.18215))  # diffusers' default
 
+    def scale(self, latents: "Tensor", vae: Config) -> "Tensor":
+        """Times the VAE's scaling factor, as diffusers' img2img pipelines do."""
+        return latents * float(vae["scaling_factor"])
+
+    def size_like(self, configs: Mapping[str, Config], picture: Size, binning: bool) -> Size:
+        """The nearest bin; without bins the model's own area, in multiples of 16 px."""
+        cells, step = int(configs["transformer"]["sample_size"]), _step(configs)
+        bins = _bins(cells) if binning else None
+        aspect = picture.height / picture.width
+        if bins is not None:
+            height, width = bins[min(bins, key=lambda ratio: abs(ratio - aspect))]
+            return Size(width, height)
+        side = cells * _pixels_per_cell(configs["vae"])
+        sides = (side * aspect**-0.5, side * aspect**0.5)
+        return Size(*(min(MAX_SIDE, max(step, round(each / step) * step)) for each in sides))
+
     def render_size(
         self, configs: Mapping[str, Config], size: Size | None, binning: bool
     ) -> tuple[Size, Size]:
@@ -206,7 +225,7 @@ class PixArtSigma(Family):
             aspect = asked.height / asked.width
             height, width = bins[min(bins, key=lambda ratio: abs(ratio - aspect))]
             return asked, Size(width, height)
-        step = pixels_per_cell * int(configs["transformer"]["patch_size"])
+        step = _step(configs)
         if asked.width % step or asked.height % step:
             nearest = Size(
                 *(max(step, round(s / step) * step) for s in (asked.width, asked.height))
@@ -238,6 +257,11 @@ class PixArtSigma(Family):
         pixels = _pixels_per_cell(configs["vae"])
         channels = int(configs["transformer"]["in_channels"])
         return channels, rendered.height // pixels, rendered.width // pixels
+
+
+def _step(configs: Mapping[str, Config]) -> int:
+    """Of what sides are multiples, px."""
+    return _pixels_per_cell(configs["vae"]) * int(configs["transformer"]["patch_size"])
 
 
 def _pixels_per_cell(vae: Config) -> int:

@@ -11,8 +11,11 @@ from typing import Any, TypedDict
 from lowvram.errors import ModelError, RequestError
 from lowvram.families.family import Size
 from lowvram.repository import Model
+from lowvram.request.between import check_between
 from lowvram.request.checks import artifact, budget, in_range, one_of
 from lowvram.request.encode import DTYPES
+from lowvram.request.schedulers import SIGMA_SPACINGS, SPACINGS, scheduler_name
+from lowvram.request.start import check_pictures, check_rendered, check_strength, read_start
 
 log = logging.getLogger(__name__)
 
@@ -37,11 +40,21 @@ class DenoiseTask:
     requested: tuple[int, int]  # width, height in px
     rendered: tuple[int, int]
     eta: float
+    scheduler: str  # "" for the model's own
+    spacing: str  # of timesteps, "" for the model's own
+    sigma_spacing: str  # likewise, of noise levels
     latents: str  # a file of starting latents, "" to draw them
+    start: str  # a file of finished latents to start from, "" for none
+    start_picture: int  # which of them all start from, -1 where each has its own
+    strength: float  # part of the steps that is done from there; 1.0 without a start
+    towards: int | None  # the second seed; None for none
+    at: tuple[float, ...]  # between the seeds, one per picture; empty without a second one
     weights: str
     dtype: str
     device: str
     batch_size: int
+    checkpoint_every: int  # steps, 0 for never
+    preview: int  # likewise
     vram: int
     stage_budget: int
     steps_down: int
@@ -49,7 +62,17 @@ class DenoiseTask:
     @property
     def asks_the_scheduler(self) -> bool:
         """Whether only the model's scheduler, or a file, can tell if this can be done."""
-        return bool(self.timesteps or self.sigmas or self.eta or self.latents)
+        return bool(
+            self.timesteps
+            or self.sigmas
+            or self.eta
+            or self.latents
+            or self.start
+            or self.scheduler
+            or self.spacing
+            or self.sigma_spacing
+            or self.steps < 5  # with which some cannot start, or do not arrive
+        )
 
 
 class DenoiseOptions(TypedDict, total=False):
@@ -64,11 +87,21 @@ class DenoiseOptions(TypedDict, total=False):
     size: Size | tuple[int, int] | None
     binning: bool
     eta: float
+    scheduler: str
+    spacing: str
+    sigma_spacing: str
     latents: str | Path | None
+    start: str | Path | None
+    start_picture: int | None
+    strength: float | None
+    towards: int | None
+    at: Sequence[float] | None
     weights: str
     dtype: str
     device: str
     batch_size: int
+    checkpoint_every: int
+    preview: int
     vram: int | None
     stage_budget: int | None
 
@@ -88,11 +121,21 @@ def resolve_denoise(
     size: Size | tuple[int, int] | None = None,
     binning: bool = True,
     eta: float = 0.0,
+    scheduler: str = "",
+    spacing: str = "",
+    sigma_spacing: str = "",
     latents: str | Path | None = None,
+    start: str | Path | None = None,
+    start_picture: int | None = None,
+    strength: float | None = None,
+    towards: int | None = None,
+    at: Sequence[float] | None = None,
     weights: str = "auto",
     dtype: str = "auto",
     device: str = "auto",
     batch_size: int = 1,
+    checkpoint_every: int = 0,
+    preview: int = 0,
     vram: int | None = None,
     stage_budget: int | None = None,
 ) -> DenoiseTask:
@@ -110,18 +153,36 @@ def resolve_denoise(
         size: width and height in px; None for the model's own.
         binning: compute at the nearest size the model was trained on, resize after decoding.
         eta: noise added in each step, for schedulers that take it (DDIM).
+        scheduler: a name from `request.schedulers.NAMED`, a class of diffusers, or "" for the
+            model's own.
+        spacing: of timesteps: "leading", "trailing" or "linspace"; "" for the model's own.
+        sigma_spacing: of the noise levels between first and last: "karras", "exponential", "beta",
+            "lu", or "plain" as the timesteps have them; "" for the model's own.
         latents: a safetensors file with `latents` `[pictures, channels, height, width]`, standard
             normal, to start from instead of drawing noise.
+        start: what encode-image wrote of a picture, or denoise of earlier ones: noise is added to
+            it, and the last part of the steps is done. Gives the size, unless `size` does.
+        start_picture: which picture of that file, from 0; None for the only one, or, where it holds
+            as many as are made, for each its own.
+        strength: how much of the steps is done, more than 0 to 1, where all is done; None for 0.6.
+        towards: a second seed. The noise of each picture then lies between those of `seed` and
+            this one (spherical interpolation).
+        at: where between the two, 0 to 1, one for each picture of a prompt; None for five.
         weights: how the transformer's weights sit; "auto" takes whole where it fits, else
             stream.
         batch_size: pictures per call of the transformer.
+        checkpoint_every: steps after which everything is saved beside the output, so that the same
+            call goes on from there; 0 for never.
+        preview: steps after which x.preview.png is written beside the output; 0 for never.
         vram: bytes that the process may take on the device; None for what is free.
         stage_budget: bytes that tensors may take there, which counts instead; None for none.
 
     Raises:
         RequestError: names the value and the way out.
     """
-    seeds, images = _seeds(seed, images_per_prompt, prompts)
+    places = check_between(seed, images_per_prompt, towards, at, latents)
+    first = [index(seed)] * len(places) if places and not isinstance(seed, Sequence) else seed
+    seeds, images = _seeds(first, images_per_prompt, prompts)
     if steps is None and not timesteps and not sigmas:
         timesteps = model.timesteps
     if (timesteps and sigmas) or (steps is not None and (timesteps or sigmas)):
@@ -134,15 +195,32 @@ def resolve_denoise(
         raise RequestError(f"sigmas must be positive and descend: {list(sigmas)}")
     if not 0 <= eta <= 1:
         raise RequestError(f"--eta {eta} is out of range: 0 to 1")
+    if (timesteps or sigmas) and (spacing or sigma_spacing not in ("", "plain")):
+        raise RequestError(
+            f"--spacing and --sigma-spacing place steps by their number, and "
+            f"{'--timesteps' if timesteps else '--sigmas'} gives each: leave one of them out"
+        )
     configs = {role: model.config(role) for role in ("transformer", "vae", "scheduler")}
     asked = size if size is None or isinstance(size, Size) else Size(*size)
+    begun = None if start is None else read_start(start, model)
     try:
-        requested, rendered = model.get_family().render_size(configs, asked, binning)
+        if begun is not None and asked is None:
+            requested, rendered = begun.requested, begun.rendered
+            model.get_family().render_size(configs, rendered, False)  # whether it can do that
+        else:
+            requested, rendered = model.get_family().render_size(configs, asked, binning)
         note = model.get_family().size_note(configs, requested, rendered)
     except (KeyError, TypeError) as error:
         raise ModelError(f"{model.name} has a configuration that lacks {error}") from None
     if note:
         log.warning("%s", note)
+    number = in_range("--steps", model.steps if steps is None else steps, 1, 1000)
+    if begun is not None:
+        check_rendered(begun, rendered, requested)
+        start_picture = check_pictures(begun, start_picture, len(seeds))
+        strength = check_strength(strength, len(timesteps or sigmas or ()) or number)
+    elif start_picture is not None or strength is not None:
+        raise RequestError("--strength and --start-picture need --start or --image: name one")
     chosen_guidance = model.guidance_scale if guidance_scale is None else guidance_scale
     if not 0 <= chosen_guidance <= 100:  # NaN fails this too
         raise RequestError(f"--guidance {guidance_scale} is out of range: 0 to 100")
@@ -151,21 +229,33 @@ def resolve_denoise(
     return DenoiseTask(
         model=model.record(),
         embeds=str(embeds),
-        output=artifact(output, embeds, latents),
+        output=artifact(output, embeds, latents, start),
         seeds=seeds,
         images_per_prompt=images,
-        steps=in_range("--steps", model.steps if steps is None else steps, 1, 1000),
+        steps=number,
         timesteps=tuple(timesteps or ()),
         sigmas=tuple(float(sigma) for sigma in sigmas or ()),
         guidance_scale=float(chosen_guidance),
         requested=(requested.width, requested.height),
         rendered=(rendered.width, rendered.height),
         eta=float(eta),
+        scheduler=scheduler_name(scheduler),
+        spacing=one_of("--spacing", spacing, SPACINGS) if spacing else "",
+        sigma_spacing=one_of("--sigma-spacing", sigma_spacing, tuple(SIGMA_SPACINGS))
+        if sigma_spacing
+        else "",
         latents="" if latents is None else str(latents),
+        start="" if start is None else str(start),
+        start_picture=-1 if start_picture is None else start_picture,
+        strength=1.0 if strength is None else strength,
+        towards=towards,
+        at=places * prompts,
         weights=one_of("--weights", weights, TRANSFORMER_WEIGHTS),
         dtype=one_of("--dtype", dtype, DTYPES),
         device=device,
         batch_size=in_range("--batch-size", batch_size, 1, 4096),
+        checkpoint_every=in_range("--checkpoint-every", checkpoint_every, 0, 1_000_000),
+        preview=in_range("--preview", preview, 0, 1_000_000),
         vram=budget("--vram", vram),
         stage_budget=budget("--stage-budget", stage_budget),
         steps_down=0,

@@ -290,7 +290,7 @@ def _save(job: Job, index: int, picture: "Tensor", settings: dict[str, Any], mod
     record = {
         **job.header.items[index],
         "model": model.public_record(),
-        "denoise": job.header.settings,
+        job.header.settings.get("stage", "denoise"): job.header.settings,
         "made_from": job.header.key,
         "decode": settings,
     }

@@ -2,7 +2,7 @@
 
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,9 @@ from lowvram.memory.meter import Meter
 from lowvram.progress import OnProgress, Progress, ignore
 from lowvram.repository import Model
 from lowvram.request.denoise import DenoiseTask
+from lowvram.stages.checkpoints import Checkpoints
 from lowvram.stages.groups import Group, Job, grouped, most_demanding
+from lowvram.stages.previews import OnPreview, Previews, colours_of, path_of
 from lowvram.stages.result import (
     Made,
     OnOutcome,
@@ -27,8 +29,8 @@ from lowvram.stages.result import (
     unheard,
 )
 from lowvram.stages.sampling import Callback, Network, denoise_all, every
-from lowvram.stages.schedule import scheduler_maker
-from lowvram.stages.starts import latent_shape, read_latents
+from lowvram.stages.schedule import SchedulerMaker, scheduler_maker
+from lowvram.stages.starts import begin, latent_shape, read_latents, start_settings
 
 if TYPE_CHECKING:
     import torch
@@ -47,11 +49,13 @@ def denoise(
     on_progress: OnProgress = ignore,
     callback: Callback | None = None,
     callback_steps: int = 1,
+    on_preview: OnPreview | None = None,
 ) -> StageResult:
     """Write the latents of every picture to `task.output`.
 
     Args:
         callback: called with step, timestep and latents after every `callback_steps`th step.
+        on_preview: called with step and levels `[pictures, height, width, 3]` of each preview.
 
     Raises:
         ArtifactError: the embeddings are damaged or of another kind.
@@ -61,7 +65,8 @@ def denoise(
     """
     if callback_steps < 1:
         raise RequestError(f"callback_steps {callback_steps} is out of range: 1 or more")
-    return denoise_each([task], on_progress, callback=every(callback_steps, callback)).only()
+    own = every(callback_steps, callback)
+    return denoise_each([task], on_progress, callback=own, on_preview=on_preview).only()
 
 
 @translated("denoise")
@@ -70,6 +75,7 @@ def denoise_each(
     on_progress: OnProgress = ignore,
     on_outcome: OnOutcome = unheard,
     callback: Callback | None = None,
+    on_preview: OnPreview | None = None,
 ) -> StageResults:
     """Write the latents of every task, with the transformer loaded once.
 
@@ -88,6 +94,9 @@ def denoise_each(
     device = choose_device(task.device)
     dtype, dtype_reason = choose_dtype(task.dtype, component.dtype, device)
     groups = grouped(tasks, model, outcomes)
+    for note in dict.fromkeys(note for group in groups for note in group.make_scheduler.notes()):
+        log.warning("%s", note)
+    previews_of = _previews(groups, model, on_progress, on_preview)  # the VAE comes first
     settings: list[dict[str, Any]] = []
     with Meter(device) as meter:
         decision = _decide(groups, model, device, dtype, outcomes)
@@ -103,10 +112,18 @@ def denoise_each(
         log.info("denoise on %s, %s", device, "; ".join(reasons))
         on_progress(Progress("denoise", "loading the transformer"))
 
-        def write(job: Job) -> None:
-            header = _header(job, model, dtype_name(dtype), device.type, placed)
+        def header_of(job: Job, maker: SchedulerMaker) -> artifacts.Header:
+            return _header(job, maker, dtype_name(dtype), device.type, placed)
+
+        def checkpoints_of(job: Job, maker: SchedulerMaker) -> Checkpoints:
+            task = job.task
+            return Checkpoints(Path(task.output), header_of(job, maker), task.checkpoint_every)
+
+        def write(job: Job, maker: SchedulerMaker) -> None:
+            header = header_of(job, maker)
             pictures = [job.finished[number] for number in range(len(job.items))]
             artifacts.write(Path(job.task.output), header, {"latents": _joined(pictures)})
+            checkpoints_of(job, maker).remove()
             settings.append(header.settings)
             width, height = job.task.requested
             made = [{**item, "width": width, "height": height} for item in job.items]
@@ -127,6 +144,8 @@ def denoise_each(
                 callback,
                 meter.mark,
                 write,
+                checkpoints_of,
+                previews_of,
             ),
         )
     report = report_stage(
@@ -143,6 +162,30 @@ def denoise_each(
     return StageResults(outcomes.in_order(), report)
 
 
+def _previews(
+    groups: Sequence[Group], model: Model, on_progress: OnProgress, on_preview: OnPreview | None
+) -> Callable[[DenoiseTask], Previews | None]:
+    """Gives what writes previews for the tasks that ask for them."""
+    if on_preview is not None and not all(group.task.preview for group in groups):
+        raise RequestError("on_preview is never called without preview: give preview=5")
+    if not any(group.task.preview for group in groups):
+        return lambda task: None
+    vae, family, colours = model.config("vae"), model.get_family(), colours_of(model, on_progress)
+
+    def previews_of(task: DenoiseTask) -> Previews | None:
+        if not task.preview:
+            return None
+        return Previews(
+            path_of(Path(task.output)),
+            task.preview,
+            colours,
+            lambda latents: family.unscale(latents, vae),
+            on_preview,
+        )
+
+    return previews_of
+
+
 def _decide(
     groups: list[Group],
     model: Model,
@@ -151,6 +194,9 @@ def _decide(
     outcomes: Outcomes,
 ) -> "Decision[Placed] | None":
     """One way of working for all groups; None where none is left.
+
+    Those with the largest batch are given up, and taken out of `groups`, where no way has room
+    for them.
 
     Those with the largest batch are given up, and taken out of `groups`, where no way has room
     for them.
@@ -180,13 +226,15 @@ def _decide(
     return None
 
 
-def _header(job: Job, model: Model, dtype: str, device: str, placed: "Placed") -> artifacts.Header:
-    scheduler = scheduler_maker(job.task, model)(device)
+def _header(
+    job: Job, maker: SchedulerMaker, dtype: str, device: str, placed: "Placed"
+) -> artifacts.Header:
     return artifacts.Header(
         kind="latents",
         model=job.task.model,
-        settings=_settings(job.task, dtype, device, scheduler)
-        | {"weights": placed.weights.name, **placed.savings.settings()},
+        settings=_settings(job.task, dtype, device, maker)
+        | {"weights": placed.weights.name, **placed.savings.settings()}
+        | start_settings(job.task),
         items=job.items,
         made_from=job.header.key,
     )
@@ -208,7 +256,7 @@ def check_each(tasks: Sequence[DenoiseTask], on_outcome: OnOutcome) -> None:
     for index, task in enumerate(tasks):
         with outcomes.of(index):
             model = Model.from_record(task.model)
-            scheduler_maker(task, model)("cpu")
+            begin(task, scheduler_maker(task, model)("cpu"))
             read_latents(task, (len(task.seeds), *latent_shape(task, model)))
 
 
@@ -216,7 +264,9 @@ def _file_sha256(path: str) -> str:
     return hashlib.sha256(Path(path).read_bytes()).hexdigest() if path else ""
 
 
-def _settings(task: DenoiseTask, dtype: str, device: str, scheduler: Any) -> dict[str, Any]:
+def _settings(
+    task: DenoiseTask, dtype: str, device: str, scheduler: SchedulerMaker
+) -> dict[str, Any]:
     """Every setting that changed a byte."""
     return {
         "steps": task.steps,
@@ -227,7 +277,8 @@ def _settings(task: DenoiseTask, dtype: str, device: str, scheduler: Any) -> dic
         "requested": list(task.requested),
         "rendered": list(task.rendered),
         "starting_latents": _file_sha256(task.latents),
-        "scheduler": type(scheduler).__name__,
+        "scheduler": scheduler.kind.__name__,
+        "scheduler_settings": dict(scheduler.settings),
         "dtype": dtype,
         "device": device,
         "batch_size": task.batch_size,

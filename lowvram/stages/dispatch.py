@@ -9,14 +9,17 @@ from lowvram.progress import OnProgress
 from lowvram.request.decode import DecodeTask
 from lowvram.request.denoise import DenoiseTask
 from lowvram.request.encode import EncodeTask
+from lowvram.request.encode_image import EncodeImageTask
 from lowvram.request.tasks import from_json
 from lowvram.stages.decode import decode_each
 from lowvram.stages.denoise import check_each, denoise_each
 from lowvram.stages.encode import encode_each
+from lowvram.stages.encode_image import encode_image_each
 from lowvram.stages.result import Outcome
 
 # What a stage takes, and the function that carries out a list of it.
 _STAGES: dict[str, tuple[Any, Callable[..., Any]]] = {
+    "encode-image": (EncodeImageTask, encode_image_each),
     "encode": (EncodeTask, encode_each),
     "denoise": (DenoiseTask, denoise_each),
     "decode": (DecodeTask, decode_each),
@@ -33,8 +36,8 @@ def carry_out(
     """Run one stage in this process.
 
     Args:
-        stage: "encode", "denoise" or "decode"; or "check", for whether denoise tasks can be done,
-            or "plan", for whether all three stages keep within their budgets.
+        stage: "encode-image", "encode", "denoise" or "decode"; or "check", for whether denoise
+            tasks can be done, or "plan", for whether all stages keep within their budgets.
         tasks: as `request.tasks.to_json` gives them; for "plan" a row's tasks of all stages, by
             name.
         on_outcome: told of each task as soon as it is known; for "check" and "plan" of those only
@@ -58,8 +61,7 @@ def carry_out(
         from lowvram.stages.plan import check_budgets
 
         rows = [
-            tuple(from_json(kind, row[name]) for name, (kind, _) in _STAGES.items())
-            for row in tasks
+            {name: from_json(_STAGES[name][0], task) for name, task in row.items()} for row in tasks
         ]
         check_budgets(rows, hear)
         return {"report": None}

@@ -4,7 +4,7 @@ Embeddings are read when a job's turn comes, and dropped with it: a list of a th
 would hold gigabytes of them.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -16,10 +16,11 @@ from lowvram.repository import Model
 from lowvram.request.denoise import DenoiseTask
 from lowvram.request.tasks import alike
 from lowvram.stages.result import Outcomes
-from lowvram.stages.schedule import scheduler_maker
+from lowvram.stages.schedule import SchedulerMaker, scheduler_maker
 from lowvram.stages.starts import (
     TEXT_TENSORS,
     Start,
+    begin,
     items_of,
     latent_shape,
     read_latents,
@@ -27,13 +28,31 @@ from lowvram.stages.starts import (
 )
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
     from lowvram.stages.options.transformer import Steps
 
 # Of a denoise task, what belongs to its own pictures and does not say how they are computed.
-PICTURES_OWN = ("embeds", "output", "seeds", "images_per_prompt", "latents")
+_PICTURES_OWN = (
+    "embeds",
+    "output",
+    "seeds",
+    "images_per_prompt",
+    "latents",
+    "start",
+    "start_picture",
+    "towards",
+    "at",
+)
+
+
+def computed_alike(task: DenoiseTask) -> str:
+    """A text that is equal for tasks whose pictures may share batches: with starts, or without.
+
+    A checkpoint and a preview are of one task alone.
+    """
+    alone = task.output if task.checkpoint_every or task.preview else ""
+    return f"{alike(task, *_PICTURES_OWN)} {bool(task.start)} {alone}"
 
 
 @dataclass
@@ -52,6 +71,10 @@ class Job:
     header: artifacts.Header
     items: list[dict[str, Any]]
     finished: "dict[int, Tensor]" = field(default_factory=dict)
+
+    def in_order(self) -> "list[Tensor]":
+        """The finished ones."""
+        return [self.finished[number] for number in sorted(self.finished)]
 
 
 @dataclass(frozen=True)
@@ -77,7 +100,7 @@ class Group:
     task: DenoiseTask
     model: Model
     shape: tuple[int, int, int]
-    make_scheduler: "Callable[[torch.device | str], Any]"
+    make_scheduler: SchedulerMaker
     steps: int
     jobs: list[Job]
 
@@ -100,7 +123,7 @@ class Group:
                 starts = starts_of(job.task, self.model, job.items, embeds)
                 del embeds
             for number, start in enumerate(starts):
-                if outcomes.is_open(job.index):
+                if outcomes.is_open(job.index) and number not in job.finished:
                     yield Picture(job, number, start)
 
 
@@ -113,11 +136,11 @@ def grouped(tasks: Sequence[DenoiseTask], model: Model, outcomes: Outcomes) -> l
         with outcomes.of(index):
             header = artifacts.verify(Path(task.embeds), "embeds")
             job = Job(index, task, header, items_of(task, header.items))
-            key = alike(task, *PICTURES_OWN)
+            key = computed_alike(task)
             if key not in groups:
                 make = scheduler_maker(task, model)  # refuses what it cannot do
                 shape = latent_shape(task, model)
-                groups[key] = Group(task, model, shape, make, len(make("cpu").timesteps), [])
+                groups[key] = Group(task, model, shape, make, len(begin(task, make("cpu"))), [])
             read_latents(task, (len(job.items), *groups[key].shape))
             groups[key].jobs.append(job)
     return [group for group in groups.values() if group.jobs]

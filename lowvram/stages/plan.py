@@ -5,7 +5,7 @@ bytes, and one for its end.
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -22,14 +22,17 @@ from lowvram.repository import Model
 from lowvram.request.decode import DecodeTask
 from lowvram.request.denoise import DenoiseTask
 from lowvram.request.encode import EncodeTask
+from lowvram.request.encode_image import EncodeImageTask
 from lowvram.request.tasks import alike
 from lowvram.stages.decision import rates_of
-from lowvram.stages.groups import PICTURES_OWN
+from lowvram.stages.groups import computed_alike
 from lowvram.stages.options.component import shapes
 from lowvram.stages.options.encoder import Texts, encode_once, encoder_options
 from lowvram.stages.options.pixels import pixels_options
 from lowvram.stages.options.transformer import Steps, transformer_options
 from lowvram.stages.result import OnOutcome, Outcomes
+from lowvram.stages.schedule import scheduler_maker
+from lowvram.stages.starts import begin
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -74,10 +77,12 @@ def plan(
     decode: DecodeTask,
     device: torch.device,
     every: bool = False,
+    image: EncodeImageTask | None = None,
 ) -> list[Row]:
     """The way that each stage would take.
 
     Args:
+        image: of encode-image, where pictures are started from.
         device: to plan for; need not be there.
         every: list the others too.
 
@@ -85,7 +90,7 @@ def plan(
         RequestError: a stage cannot keep within its budget, and not every way is wanted.
     """
     rates, rows = rates_of(device), []
-    for stage in _stages(encode, denoise, decode, device, rates, every):
+    for stage in _stages(encode, denoise, decode, device, rates, every, image):
         options = list(stage.options) if every else stage.options
         choice: Choice[Any] | None = None
         considered = (each for each in options if each.is_allowed(stage.asked))
@@ -110,27 +115,30 @@ def plan(
     return rows
 
 
-def check_budgets(
-    rows: Sequence[tuple[EncodeTask, DenoiseTask, DecodeTask]], on_outcome: OnOutcome
-) -> None:
+def check_budgets(rows: Sequence[Mapping[str, Any]], on_outcome: OnOutcome) -> None:
     """Find out which rows cannot keep within their budget.
 
+
     Args:
-        rows: the tasks of the three stages each. Those alike in size and settings are planned once.
+        rows: the tasks of a row by stage. Those alike in size and settings are planned once.
         on_outcome: told of each that cannot, with a `RequestError` that names the smallest budget
             that would do.
     """
     outcomes = Outcomes(len(rows), on_outcome)
     alike_rows: dict[str, list[int]] = {}
-    for index, (_, denoise, decode) in enumerate(rows):
-        key = alike(denoise, *PICTURES_OWN) + alike(decode, "latents", "output")
+    for index, row in enumerate(rows):
+        key = computed_alike(row["denoise"]) + alike(row["decode"], "latents", "output")
+        if "encode-image" in row:
+            key += alike(row["encode-image"], "images", "output")
         alike_rows.setdefault(key, []).append(index)
-    encode = _at_once([encode for encode, _, _ in rows])
+    encode = _at_once([row["encode"] for row in rows])
     for group in alike_rows.values():
-        _, denoise, decode = rows[group[0]]
-        seeds = tuple(seed for index in group for seed in rows[index][1].seeds)
+        row = rows[group[0]]
+        seeds = tuple(seed for index in group for seed in rows[index]["denoise"].seeds)
+        denoise = replace(row["denoise"], seeds=seeds)
+        device, image = choose_device(encode.device), row.get("encode-image")
         try:
-            plan(encode, replace(denoise, seeds=seeds), decode, choose_device(encode.device))
+            plan(encode, denoise, row["decode"], device, image=image)
         except RequestError as error:
             for index in group:
                 outcomes.settle(index, RequestError(str(error)))
@@ -170,7 +178,11 @@ def _stages(
     device: torch.device,
     rates: Rates,
     every: bool,
+    image: EncodeImageTask | None,
 ) -> Iterable[_Stage]:
+    if image is not None:
+        yield _encode_image(image, device, rates, every)
+
     model = Model.from_record(encode.model)
     family = model.get_family()
     dtypes = {}
@@ -199,7 +211,7 @@ def _stages(
     count = min(denoise.batch_size, len(denoise.seeds))
     configs = {role: model.config(role) for role in ("transformer", "vae")}
     shape = (count, *family.latent_shape(configs, Size(*denoise.rendered)))
-    number = len(denoise.timesteps) or len(denoise.sigmas) or denoise.steps
+    number = len(begin(denoise, scheduler_maker(denoise, model)("cpu")))
     batches = -(-len(denoise.seeds) // count)
     steps = Steps(shape, _text(made.result), denoise.guidance_scale > 1, number * batches)
     asked = "all" if every else denoise.weights
@@ -219,6 +231,19 @@ def _stages(
     dtype = dtypes["vae"]
     options = pixels_options(model, asked, dtype, device, room, (count, *shape[1:]), batches)
     yield _Stage("decode", dtype, room, decode.decode, options)
+
+
+def _encode_image(task: EncodeImageTask, device: torch.device, rates: Rates, every: bool) -> _Stage:
+    model = Model.from_record(task.model)
+    family = model.get_family()
+    upcast = bool(model.config("vae").get("force_upcast", True))
+    dtype, _ = choose_dtype(task.dtype, family.component("vae").dtype, device, upcast)
+    configs = {role: model.config(role) for role in ("transformer", "vae")}
+    shape = (1, *family.latent_shape(configs, Size(*task.rendered)))
+    room = find_room(device, task.vram, task.stage_budget, rates)
+    asked, pictures = "all" if every else task.encode, len(task.images)
+    options = pixels_options(model, asked, dtype, device, room, shape, pictures, direction="encode")
+    return _Stage("encode-image", dtype, room, task.encode, options)
 
 
 def _text(shape: tuple[int, ...]) -> "dict[str, Tensor]":

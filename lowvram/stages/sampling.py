@@ -6,22 +6,28 @@ for each picture: a seed draws the same noise on every device, in every dtype an
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from lowvram.errors import NonFiniteError
 from lowvram.families.family import Family
 from lowvram.memory.budget import untracked
 from lowvram.progress import OnProgress, Progress
+from lowvram.request.denoise import DenoiseTask
+from lowvram.stages.checkpoints import Checkpoints, Keeper, Point
 from lowvram.stages.groups import Group, Job, Picture
+from lowvram.stages.previews import Previews
 from lowvram.stages.result import Outcomes, in_batches
 from lowvram.stages.savings import Savings, chunk_feed_forward, guided, real_tokens
 from lowvram.stages.schedule import step_options
-from lowvram.stages.starts import Start
+from lowvram.stages.starts import Start, begin, first_latents, generators_of
 from lowvram.weights.checkpoint import Loaded
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+
+    from lowvram.stages.schedule import SchedulerMaker
 
 # step (from 0), timestep, latents [pictures, channels, height, width]: as diffusers calls it
 Callback = Callable[[int, int, "Tensor"], None]
@@ -31,16 +37,20 @@ def sample(
     predict: "Callable[[Tensor, Tensor], Tensor]",
     scheduler: Any,
     latents: "Tensor",
+    timesteps: "Tensor",
     step_options: dict[str, Any],
     on_step: Callable[[int, "Tensor", "Tensor"], None],
     stepped: "Callable[[tuple[Tensor, ...]], Tensor]",
+    first: int = 0,
 ) -> "Tensor":
     """From noise to latents.
 
     Args:
         predict: scaled latents and timestep to the model's prediction.
         scheduler: with its timesteps set.
-        latents: `[pictures, channels, height, width]`, standard normal.
+        latents: `[pictures, channels, height, width]`, as the scheduler has them at the first; or
+            as they were after `first` steps.
+        timesteps: to be done.
         step_options: what this scheduler's `step` takes besides (eta, generator).
         on_step: called after each with its index, timestep and latents.
         stepped: the new latents among what the scheduler's step gave.
@@ -48,8 +58,7 @@ def sample(
     Returns:
         `[pictures, channels, height, width]`.
     """
-    latents = latents * scheduler.init_noise_sigma
-    for index, timestep in enumerate(scheduler.timesteps):
+    for index, timestep in enumerate(timesteps[first:], first):
         prediction = predict(scheduler.scale_model_input(latents, timestep), timestep)
         outputs = scheduler.step(prediction, timestep, latents, **step_options, return_dict=False)
         latents = stepped(outputs)
@@ -101,7 +110,9 @@ def denoise_all(
     on_progress: OnProgress,
     callback: Callback | None,
     on_mark: Callable[[str], None],
-    on_job: Callable[[Job], None],
+    on_job: "Callable[[Job, SchedulerMaker], None]",
+    checkpoints_of: "Callable[[Job, SchedulerMaker], Checkpoints]",
+    previews_of: Callable[[DenoiseTask], Previews | None],
 ) -> None:
     """Latents of all pictures, group by group and batch by batch.
 
@@ -113,8 +124,13 @@ def denoise_all(
     total = sum(len(job.items) * group.steps for group in groups for job in group.jobs)
     before = 0
     for group in groups:
+        maker = group.make_scheduler
+        checkpoints = checkpoints_of(group.jobs[0], maker)  # of a group of one, or none
+        point = _resumed(group.jobs[0], checkpoints)
+        before += len(group.jobs[0].finished) * group.steps
+        previews = previews_of(group.task)
         for batch in in_batches(group.pictures(outcomes), group.task.batch_size):
-            scheduler = group.make_scheduler(network.device)
+            scheduler = maker(network.device)
 
             def on_step(
                 index: int,
@@ -131,14 +147,33 @@ def denoise_all(
                     callback(index // order, int(timestep), latents)
 
             starts = [picture.start for picture in batch]
-            latents = _denoise_batch(group, network, scheduler, starts, on_step)
+            keeper = Keeper(
+                checkpoints,
+                partial(maker, network.device),
+                batch[0].job.in_order(),
+                group.task.batch_size,
+                len(batch[0].job.items),
+                group.steps,
+                point,
+            )
+            latents = _denoise_batch(group, network, scheduler, starts, on_step, keeper, previews)
+            point = None
             before += len(batch) * group.steps
             for picture, made in zip(batch, latents.split(1), strict=True):
                 with outcomes.of(picture.job.index), untracked():
                     _keep(picture, made, network)
                     if len(picture.job.finished) == len(picture.job.items):
-                        on_job(picture.job)
+                        on_job(picture.job, maker)
                         picture.job.finished.clear()
+
+
+def _resumed(job: Job, checkpoints: Checkpoints) -> Point | None:
+    """Where the job was stopped, if it was; what was finished by then is put back."""
+    with untracked():
+        point = checkpoints.find()
+        for number, latents in enumerate(() if point is None else point.finished):
+            job.finished[number] = latents[None]
+    return point
 
 
 def _keep(picture: Picture, latents: "Tensor", network: Network) -> None:
@@ -156,23 +191,41 @@ def _denoise_batch(
     scheduler: Any,
     batch: Sequence[Start],
     on_step: "Callable[[int, Tensor, Tensor], None]",
+    keeper: Keeper,
+    previews: Previews | None,
 ) -> "Tensor":
     """Latents of one batch, on the host."""
-    import torch
-
     shape, family = (1, *group.shape), group.model.get_family()
     task = group.task
     steps = len(task.timesteps or task.sigmas) or task.steps
     predict = network.predictor(family, batch, task.guidance_scale)
-    generators = [torch.Generator("cpu").manual_seed(start.seed) for start in batch]
-    noise = [
-        torch.randn(shape, generator=generator) if start.noise is None else start.noise
-        for start, generator in zip(batch, generators, strict=True)
-    ]
+    if previews is not None:
+        predict = previews.watching(predict)
+    generators = generators_of(batch)
     options = step_options(scheduler, task.eta, generators)
-    start = torch.cat(noise).to(network.device, network.dtype)
+    timesteps = begin(task, scheduler)
+    start = first_latents(batch, generators, shape, scheduler, timesteps)
+    start = start.to(network.device, network.dtype)
+    if not task.start:
+        start = start * scheduler.init_noise_sigma
+    start, first = keeper.start(start, scheduler, generators)
+
+    def stepped(index: int, timestep: "Tensor", latents: "Tensor") -> None:
+        if previews is not None:
+            previews.show(index, timestep, latents, scheduler)
+        on_step(index, timestep, latents)
+        with untracked():
+            keeper.keep(index + 1, latents, scheduler, generators)
+
     return sample(
-        predict, scheduler, start, options, on_step, lambda outputs: family.stepped(outputs, steps)
+        predict,
+        scheduler,
+        start,
+        timesteps,
+        options,
+        stepped,
+        lambda outputs: family.stepped(outputs, steps),
+        first,
     ).cpu()
 
 

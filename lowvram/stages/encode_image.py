@@ -1,0 +1,318 @@
+"""Encode-image: pictures to latents, with the VAE alone on the device.
+
+What is written is what denoise starts from, in the place of its own finished latents: scaled as the
+transformer works on them, so that decode gives the picture back.
+"""
+
+import hashlib
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lowvram import artifacts
+from lowvram.component import use
+from lowvram.devices import choose_device, choose_dtype, dtype_name
+from lowvram.errors import NonFiniteError, RequestError, translated
+from lowvram.families.family import Size
+from lowvram.memory.budget import untracked
+from lowvram.memory.meter import Meter
+from lowvram.pixels.picture import pixels_of, read_picture
+from lowvram.pixels.strategy import OnWork, Pixels
+from lowvram.progress import OnProgress, Progress, ignore
+from lowvram.repository import Model
+from lowvram.request.encode_image import EncodeImageTask
+from lowvram.stages.result import (
+    Made,
+    OnOutcome,
+    Outcomes,
+    StageResult,
+    StageResults,
+    report_stage,
+    shared_settings,
+    unheard,
+)
+from lowvram.weights.whole import Whole
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from lowvram.stages.decision import Decision
+
+STAGE = "encode-image"
+
+_OR_STRIPS = ", or --encode strips"
+
+log = logging.getLogger(__name__)
+
+
+def encode_image(task: EncodeImageTask, on_progress: OnProgress = ignore) -> StageResult:
+    """Write the latents of every picture to `task.output`.
+
+    Raises:
+        RequestError: a picture cannot be read.
+        ModelError, DeviceError, MemoryExhaustedError, StorageError: as their names say.
+        NonFiniteError: the VAE computed NaN or infinity; nothing is written.
+    """
+    return encode_image_each([task], on_progress).only()
+
+
+@translated(STAGE)
+def encode_image_each(
+    tasks: Sequence[EncodeImageTask],
+    on_progress: OnProgress = ignore,
+    on_outcome: OnOutcome = unheard,
+) -> StageResults:
+    """Write the latents of every task, with the VAE loaded once.
+
+    Args:
+        tasks: of one model, and alike in all but images, sizes, seeds and output.
+        on_outcome: told of each task as soon as its file is written, or what went wrong with it.
+
+    Raises:
+        ModelError, DeviceError, MemoryExhaustedError: what concerns all tasks that are left.
+    """
+    from lowvram.stages.options.pixels import DECODER_HALF  # imports torch
+
+    task, model = tasks[0], Model.from_record(tasks[0].model)
+    outcomes = Outcomes(len(tasks), on_outcome)
+    component = model.get_family().component("vae")
+    device = choose_device(task.device)
+    upcast = bool(model.config("vae").get("force_upcast", True))  # diffusers' default
+    dtype, dtype_reason = choose_dtype(task.dtype, component.dtype, device, upcast)
+    with Meter(device) as meter:
+        decision = _decide(tasks, model, device, dtype, outcomes)
+        if decision is None:
+            return StageResults(outcomes.in_order(), None)
+        pixels = decision.strategy
+        reasons = [
+            f"encode {pixels.name}: {decision.reason}",
+            f"{dtype_name(dtype)}: {dtype_reason}",
+        ]
+        log.info("encode-image on %s, %s", device, "; ".join(reasons))
+        on_progress(Progress(STAGE, "loading the VAE"))
+        settings = {"dtype": dtype_name(dtype), "device": device.type, **pixels.settings()}
+        used = use(
+            component.class_name,
+            model.fetch("vae"),
+            Whole(dtype, without=DECODER_HALF),
+            device,
+            meter,
+            decision.room,
+            lambda loaded: _encode_each(
+                tasks, model, loaded.model, pixels, device, settings, outcomes, on_progress, meter
+            ),
+        )
+    report = report_stage(
+        meter,
+        STAGE,
+        pixels.name,
+        dtype_name(dtype),
+        reasons,
+        used,
+        {
+            "model": model.public_record()["name"],
+            **shared_settings([_settings(each, settings) for each in tasks]),
+        },
+        budget_bytes=decision.room.bytes if decision.room.option else None,
+        predicted=decision.predicted,
+    )
+    return StageResults(outcomes.in_order(), report)
+
+
+def _decide(
+    tasks: Sequence[EncodeImageTask],
+    model: Model,
+    device: "torch.device",
+    dtype: "torch.dtype",
+    outcomes: Outcomes,
+) -> "Decision[Pixels] | None":
+    """One way of encoding for all tasks; those of the largest pictures are given up where no way
+    has room for them. None where none is left.
+    """
+    from lowvram.stages.decision import decide
+    from lowvram.stages.options.pixels import pixels_options  # imports torch
+
+    while left := outcomes.open():
+        largest = max(left, key=lambda index: prod(tasks[index].rendered))
+        task = tasks[largest]
+        try:
+            return decide(
+                STAGE,
+                task,
+                device,
+                dtype_name(dtype),
+                partial(
+                    pixels_options,
+                    model,
+                    task.encode,
+                    dtype,
+                    device,
+                    shape=(1, *image_latent_shape(task, model)),
+                    batches=sum(len(tasks[index].images) for index in left),
+                    folder=Path(task.output).parent,
+                    direction="encode",
+                ),
+                _OR_STRIPS if task.encode == "whole" else "",
+            )
+        except RequestError as error:
+            for index in left:
+                if prod(tasks[index].rendered) == prod(task.rendered):
+                    outcomes.settle(index, RequestError(str(error)))
+    return None
+
+
+def _settings(task: EncodeImageTask, shared: Mapping[str, Any]) -> dict[str, Any]:
+    """Every setting that changed a byte."""
+    return {
+        "stage": STAGE,
+        "requested": list(task.requested),
+        "rendered": list(task.rendered),
+        "sample_seed": task.sample_seed,
+        **shared,
+    }
+
+
+def image_latent_shape(task: EncodeImageTask, model: Model) -> tuple[int, int, int]:
+    """Channels, height and width of the latents of one picture."""
+    configs = {role: model.config(role) for role in ("transformer", "vae")}
+    return model.get_family().latent_shape(configs, Size(*task.rendered))
+
+
+def _encode_each(
+    tasks: Sequence[EncodeImageTask],
+    model: Model,
+    vae: "nn.Module",
+    pixels: Pixels,
+    device: "torch.device",
+    settings: Mapping[str, Any],
+    outcomes: Outcomes,
+    on_progress: OnProgress,
+    meter: Meter,
+) -> None:
+    """Task by task; each one's file is on disk before the next begins."""
+    total, done = sum(len(task.images) for task in tasks), 0
+
+    def on_picture() -> None:
+        nonlocal done
+        done += 1
+        meter.mark(f"picture {done}")
+        on_progress(Progress(STAGE, "encoding", 100 * done, 100 * total))
+
+    for index in outcomes.open():
+        task = tasks[index]
+        with outcomes.of(index):
+            latents, items = _encode_all(
+                task,
+                model,
+                vae,
+                pixels,
+                device,
+                lambda number: _within(on_progress, number, total),
+                on_picture,
+                done,
+            )
+            header = artifacts.Header(
+                kind="latents",
+                model=task.model,
+                settings=_settings(task, settings),
+                items=items,
+            )
+            with untracked():
+                artifacts.write(Path(task.output), header, {"latents": latents})
+            width, height = task.requested
+            made = [{**item, "width": width, "height": height} for item in items]
+            outcomes.settle(index, Made([Path(task.output)], made))
+
+
+def _encode_all(
+    task: EncodeImageTask,
+    model: Model,
+    vae: "nn.Module",
+    pixels: Pixels,
+    device: "torch.device",
+    work_of: Callable[[int], OnWork],
+    on_picture: Callable[[], None],
+    before: int,
+) -> "tuple[Tensor, list[dict[str, Any]]]":
+    """Latents of a task's pictures, float32 on the host, and their records; one by one.
+
+    Args:
+        work_of: the progress inside of a picture, by its number.
+        before: pictures that are done.
+    """
+    import torch
+
+    family, config = model.get_family(), model.config("vae")
+    dtype = next(vae.parameters()).dtype
+    made: list[Tensor] = []
+    items: list[dict[str, Any]] = []
+    for index, name in enumerate(task.images):
+        data = _bytes_of(Path(name))
+        picture = read_picture(Path(name), data)
+        parameters = pixels.encode(
+            vae, pixels_of(picture, task.rendered, dtype), device, work_of(before + index)
+        ).float()
+        seed = None if task.sample_seed is None else task.sample_seed + index
+        latents = family.scale(posterior(parameters, seed), config)
+        if not latents.isfinite().all():
+            raise NonFiniteError(
+                f"the VAE gave NaN or infinity in {dtype} for {name}: encode with --dtype fp32"
+            )
+        made.append(latents)
+        items.append(_record(data, picture.size, seed))
+        on_picture()
+    return torch.cat(made), items
+
+
+def posterior(parameters: "Tensor", seed: int | None) -> "Tensor":
+    """Latents from what the VAE says of a picture, as diffusers' `DiagonalGaussianDistribution`.
+
+    Args:
+        parameters: `[1, 2 x channels, height, width]`, means and log variances.
+        seed: to draw with, on the CPU; None for the mode, which is the means.
+
+    Returns:
+        `[1, channels, height, width]`.
+    """
+    import torch
+
+    mean, log_variance = parameters.chunk(2, dim=1)
+    if seed is None:
+        return mean
+    drawn = torch.randn(mean.shape, generator=torch.Generator("cpu").manual_seed(seed))
+    return mean + (0.5 * log_variance.clamp(-30.0, 20.0)).exp() * drawn
+
+
+def _bytes_of(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise RequestError(
+            f"picture {path} cannot be read ({error.strerror}): check the path"
+        ) from None
+
+
+def _record(data: bytes, size: tuple[int, int], sample_seed: int | None) -> dict[str, Any]:
+    """What the file says of a picture; the fields of a denoised one are there, and empty."""
+    return {
+        "prompt": "",
+        "negative_prompt": "",
+        "seed": sample_seed,
+        "picture_sha256": hashlib.sha256(data).hexdigest(),
+        "picture_size": list(size),
+    }
+
+
+def _within(on_progress: OnProgress, before: int, pictures: int) -> OnWork:
+    """Progress inside of a picture, in hundredths."""
+
+    def on_work(done: int, total: int) -> None:
+        if done < total:
+            hundredths = 100 * before + 100 * done // total
+            on_progress(Progress(STAGE, "encoding", hundredths, 100 * pictures))
+
+    return on_work
