@@ -29,6 +29,7 @@ LIGHT = (
     "prepared",
     "contents",
     "swaps",
+    "pickled",
     "manifest",
     "sharing",
     "doctor",
