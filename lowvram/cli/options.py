@@ -96,6 +96,14 @@ Padding = Annotated[
 MaxTokens = Annotated[
     int | None, typer.Option("--max-tokens", help="Where prompts are cut; default: the model's.")
 ]
+Embeds = Annotated[
+    Path | None,
+    typer.Option(
+        "--embeds",
+        help="Safetensors file with `prompt_embeds` and masks to take instead of encoding; "
+        "the prompts are its labels.",
+    ),
+]
 Seed = Annotated[
     str,
     typer.Option("--seed", "-s", help="Of the first picture; or a list or range: 7, 1,2,5, 3-6."),

@@ -126,6 +126,10 @@ class Family(ABC):
         """
 
     @abstractmethod
+    def text_channels(self, transformer: Config) -> int:
+        """Channels of the embeddings that a transformer takes."""
+
+    @abstractmethod
     def clean(self, text: str, clean_caption: bool) -> str:
         """The text as the model saw its captions in training."""
 

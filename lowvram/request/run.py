@@ -27,6 +27,7 @@ class RunOptions(TypedDict, total=False):
     clean_caption: bool
     padding: str
     max_tokens: int | None
+    embeds: str | Path | None
     # of denoise
     seed: int | Sequence[int]
     images_per_prompt: int | None

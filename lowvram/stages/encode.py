@@ -20,6 +20,7 @@ from lowvram.memory.meter import Meter
 from lowvram.progress import OnProgress, Progress, ignore
 from lowvram.repository import Model
 from lowvram.request.encode import EncodeTask
+from lowvram.stages.given import write_given
 from lowvram.stages.result import StageResult, report_stage
 from lowvram.weights.checkpoint import Loaded, broken_files_named, find_class
 
@@ -38,9 +39,12 @@ def encode(task: EncodeTask, on_progress: OnProgress = ignore) -> StageResult:
     """Write the embeddings of every prompt and negative prompt to `task.output`.
 
     Raises:
+        RequestError: given embeddings are not what is needed.
         ModelError, DeviceError, MemoryExhaustedError, StorageError: as their names say.
         NonFiniteError: the encoder computed NaN or infinity; nothing is written.
     """
+    if task.embeds:
+        return write_given(task)
     from lowvram.stages.decision import decide
     from lowvram.stages.options.encoder import Texts as Wanted  # imports torch
     from lowvram.stages.options.encoder import encoder_options

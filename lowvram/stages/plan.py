@@ -23,6 +23,7 @@ from lowvram.request.decode import DecodeTask
 from lowvram.request.denoise import DenoiseTask
 from lowvram.request.encode import EncodeTask
 from lowvram.stages.decision import rates_of
+from lowvram.stages.given import read_given
 from lowvram.stages.options.component import shapes
 from lowvram.stages.options.encoder import Texts, encode_once, encoder_options
 from lowvram.stages.options.pixels import pixels_options
@@ -144,22 +145,26 @@ def _stages(
         upcast = role == "vae" and bool(model.config("vae").get("force_upcast", True))
         dtypes[role], _ = choose_dtype(task.dtype, family.component(role).dtype, device, upcast)
 
-    texts = {*encode.prompts, *encode.negative_prompts}
-    tokens = max(len(text.encode()) + 1 for text in texts)
-    tokens = encode.max_tokens if encode.padding == "max" else min(tokens, encode.max_tokens)
-    room = find_room(device, encode.vram, encode.stage_budget, rates)
-    wanted = Texts(len(texts), tokens)
-    asked = "all" if every else encode.weights
-    dtype = dtypes["text_encoder"]
-    yield _Stage(
-        "encode",
-        dtype,
-        room,
-        encode.weights,
-        encoder_options(model, asked, dtype, device, room, wanted),
-    )
-    encoder = shapes(model, "text_encoder", dtype)
-    made = trace(encoder, encode_once(family, tokens), family.component("text_encoder").blocks)
+    if encode.embeds:  # nothing is loaded
+        text_shape = (1, *read_given(encode)["prompt_embeds"].shape[1:])
+    else:
+        texts = {*encode.prompts, *encode.negative_prompts}
+        tokens = max(len(text.encode()) + 1 for text in texts)
+        tokens = encode.max_tokens if encode.padding == "max" else min(tokens, encode.max_tokens)
+        room = find_room(device, encode.vram, encode.stage_budget, rates)
+        wanted = Texts(len(texts), tokens)
+        asked = "all" if every else encode.weights
+        dtype = dtypes["text_encoder"]
+        yield _Stage(
+            "encode",
+            dtype,
+            room,
+            encode.weights,
+            encoder_options(model, asked, dtype, device, room, wanted),
+        )
+        encoder = shapes(model, "text_encoder", dtype)
+        blocks = family.component("text_encoder").blocks
+        text_shape = trace(encoder, encode_once(family, tokens), blocks).result
 
     room = find_room(device, denoise.vram, denoise.stage_budget, rates)
     count = min(denoise.batch_size, len(denoise.seeds))
@@ -167,7 +172,7 @@ def _stages(
     shape = (count, *family.latent_shape(configs, Size(*denoise.rendered)))
     number = len(denoise.timesteps) or len(denoise.sigmas) or denoise.steps
     batches = -(-len(denoise.seeds) // count)
-    steps = Steps(shape, _text(made.result), denoise.guidance_scale > 1, number * batches)
+    steps = Steps(shape, _text(text_shape), denoise.guidance_scale > 1, number * batches)
     asked = "all" if every else denoise.weights
     dtype = dtypes["transformer"]
     yield _Stage(

@@ -71,6 +71,11 @@ def latent_shape(task: DenoiseTask, model: Model) -> tuple[int, int, int]:
 def _text_tensors(embeds: "dict[str, Tensor]", index: int, prefix: str) -> "dict[str, Tensor]":
     """The tensors of one text, without the prefix that they have in the artifact."""
     names = ("prompt_embeds", "prompt_attention_mask")
+    if f"{index}.{prefix}{names[0]}" not in embeds:
+        raise RequestError(
+            "the embeddings were given without negative ones, which guidance needs: "
+            "use --guidance 1, or give them too"
+        )
     return {name: embeds[f"{index}.{prefix}{name}"] for name in names}
 
 
