@@ -11,6 +11,7 @@ import shlex
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -24,6 +25,7 @@ from lowvram.repository import DEFAULT_MODEL
 from lowvram.request.run import RunOptions, Tasks, resolve_run
 from lowvram.request.tasks import to_json
 from lowvram.stages.dispatch import STAGES, carry_out
+from lowvram.stages.sampling import Callback
 from lowvram.swaps import resolve_with
 
 DEFAULT_FOLDER = Path("outputs")
@@ -84,6 +86,8 @@ def run(
     vae: str | Path | None = None,
     text_encoder: str | Path | None = None,
     in_process: bool = False,
+    callback: Callback | None = None,
+    callback_steps: int = 1,
     on_progress: OnProgress = ignore,
     **options: Unpack[RunOptions],
 ) -> RunResult:
@@ -93,11 +97,18 @@ def run(
         output: a picture (x.png), or a folder; None for a new file in `outputs/`.
         transformer, vae, text_encoder: others than the model's: see `swaps.swap`.
         in_process: run all stages in this process, with the same release and check between them.
+        callback: called with step, timestep and latents after every `callback_steps`th step of
+            denoising; with `in_process` only, for latents do not travel between processes.
         options: those of the three stages; see `request.run.RunOptions`.
 
     Raises:
         LowvramError: see errors.py. What earlier stages made is kept, and the message names it.
     """
+    if callback is not None and not in_process:
+        raise RequestError("a callback sees latents of this process only: set in_process=True")
+    if callback_steps < 1:
+        raise RequestError(f"callback_steps {callback_steps} is out of range: 1 or more")
+    here = partial(carry_out, callback=callback, callback_steps=callback_steps)
     with ExitStack() as stack:
         processes = None if in_process else stack.enter_context(StageProcesses())
         texts = [prompts] if isinstance(prompts, str) else list(prompts)
@@ -106,17 +117,16 @@ def run(
             model, revision, transformer=transformer, vae=vae, text_encoder=text_encoder
         )
         tasks = resolve_run(prompts, found, picture, **options)
-        results = _run_stages(tasks, processes, on_progress)
+        results = _run_stages(tasks, here if processes is None else processes.run, on_progress)
     return _finish(results, tasks)
 
 
 def _run_stages(
     tasks: Tasks,
-    processes: StageProcesses | None,
+    carry: Carry,
     on_progress: OnProgress,
 ) -> list[dict[str, Any]]:
     """The result of each stage; an error says what is kept and how to go on."""
-    carry = processes.run if processes is not None else carry_out
     if tasks[1].asks_the_scheduler:
         carry("check", to_json(tasks[1]), on_progress)
     if tasks[0].vram or tasks[0].stage_budget:  # what cannot fit is refused before any load

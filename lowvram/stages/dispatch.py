@@ -11,6 +11,7 @@ from lowvram.request.tasks import from_json
 from lowvram.stages.decode import decode
 from lowvram.stages.denoise import check, denoise
 from lowvram.stages.encode import encode
+from lowvram.stages.sampling import Callback
 
 STAGES = ("encode", "denoise", "decode")
 _TASKS = {
@@ -20,13 +21,20 @@ _TASKS = {
 }
 
 
-def carry_out(stage: str, task: Mapping[str, Any], on_progress: OnProgress) -> dict[str, Any]:
+def carry_out(
+    stage: str,
+    task: Mapping[str, Any],
+    on_progress: OnProgress,
+    callback: Callback | None = None,
+    callback_steps: int = 1,
+) -> dict[str, Any]:
     """Run one stage in this process.
 
     Args:
         stage: "encode", "denoise" or "decode"; or "check", for whether a denoise task can be done,
             or "plan", for whether all three keep within their budgets.
         task: as `request.tasks.to_json` gives it; for "plan" those of all stages, by name.
+        callback, callback_steps: as `denoise` takes them.
 
     Returns:
         `StageResult` as JSON types: "paths", "items", "report".
@@ -45,7 +53,7 @@ def carry_out(stage: str, task: Mapping[str, Any], on_progress: OnProgress) -> d
     if stage == "encode":
         result = encode(from_json(EncodeTask, task), on_progress)
     elif stage == "denoise":
-        result = denoise(from_json(DenoiseTask, task), on_progress)
+        result = denoise(from_json(DenoiseTask, task), on_progress, callback, callback_steps)
     else:
         result = decode(from_json(DecodeTask, task), on_progress)
     return {
