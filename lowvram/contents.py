@@ -19,6 +19,7 @@ from typing import Any
 from lowvram import artifacts
 from lowvram.errors import LowvramError, ModelError
 from lowvram.files import Source, find, read_json, sha256_on_hub, user_cache
+from lowvram.pickled import STEM
 from lowvram.repository import Model
 
 _STEMS = {"transformers": "model", "diffusers": "diffusion_pytorch_model"}  # of weight files
@@ -56,6 +57,8 @@ def component_key(model: Model, role: str) -> str:
     if component.dtype:
         facts["config"] = effective(model.config(role))
         names = _weight_files(source, subfolder, _STEMS[component.class_name.split(".")[0]])
+        if model.is_pickled(role):
+            names = [f"{STEM}.bin"]
         facts["files"] = sorted(_sha256(source, subfolder, name) for name in names)
     elif component.needs:
         facts["files"] = dict(_small_files(source, subfolder))

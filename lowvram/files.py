@@ -161,6 +161,20 @@ def download(source: Source, subfolder: str) -> Path:
     return folder
 
 
+def file_of(source: Source, name: str) -> Path:
+    """One large file of a Hub repository, downloaded if need be.
+
+    Raises:
+        ModelError: it is not to be had.
+    """
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(source.place, name, revision=source.revision))
+    except Exception as error:
+        raise _unavailable(source, error) from None
+
+
 def sha256_on_hub(source: Source, name: str) -> str:
     """Of a large file of a Hub repository, as the Hub says; nothing is downloaded.
 

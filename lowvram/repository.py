@@ -21,6 +21,7 @@ from lowvram.files import (
     missing_weights,
     read_json,
 )
+from lowvram.pickled import unpickled
 
 DEFAULT_MODEL = "pixart-sigma-1024"
 
@@ -105,6 +106,8 @@ class Model:
         source, subfolder = self.sources[role], self.subfolder(role)
         if source.kind == "hub":
             folder = download(source, subfolder)
+            if missing_weights(folder) and self.is_pickled(role):
+                folder = unpickled(source, subfolder, folder)
         else:
             folder = source.folder / subfolder
             if not folder.is_dir():
@@ -121,6 +124,12 @@ class Model:
         if missing:
             raise ModelError(f"{folder} has no {missing}: {_check(self)}")
         return folder
+
+    def is_pickled(self, role: str) -> bool:
+        """Whether the component's weights are known to be published as a pickle only."""
+        place = self.sources[role].place
+        entries = (entry for family in all_families().values() for entry in family.models.values())
+        return any(role in entry.pickled and entry.repository == place for entry in entries)
 
     def local_files(self, role: str) -> list[Path]:
         """The component's safetensors that are here already; nothing is downloaded."""

@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -21,6 +22,7 @@ from lowvram.progress import OnProgress, ignore
 from lowvram.repository import DEFAULT_MODEL
 from lowvram.request.run import RunOptions, resolve_image, resolve_run
 from lowvram.stages.dispatch import carry_out
+from lowvram.stages.sampling import Callback, every
 from lowvram.swaps import resolve_with
 
 DEFAULT_FOLDER = Path("outputs")
@@ -81,6 +83,8 @@ def run(
     vae: str | Path | None = None,
     text_encoder: str | Path | None = None,
     in_process: bool = False,
+    callback: Callback | None = None,
+    callback_steps: int = 1,
     on_progress: OnProgress = ignore,
     **options: Unpack[RunOptions],
 ) -> RunResult:
@@ -90,11 +94,18 @@ def run(
         output: a picture (x.png), or a folder; None for a new file in `outputs/`.
         transformer, vae, text_encoder: others than the model's: see `swaps.swap`.
         in_process: run all stages in this process, with the same release and check between them.
+        callback: called with step, timestep and latents after every `callback_steps`th step of
+            denoising; with `in_process` only, for latents do not travel between processes.
         options: those of the three stages; see `request.run.RunOptions`.
 
     Raises:
         LowvramError: see errors.py. What earlier stages made is kept, and the message names it.
     """
+    if callback is not None and not in_process:
+        raise RequestError("a callback sees latents of this process only: set in_process=True")
+    if callback_steps < 1:
+        raise RequestError(f"callback_steps {callback_steps} is out of range: 1 or more")
+    here = partial(carry_out, callback=every(callback_steps, callback))
     with ExitStack() as stack:
         processes = None if in_process else stack.enter_context(StageProcesses())
         texts = [prompts] if isinstance(prompts, str) else list(prompts)
@@ -104,7 +115,7 @@ def run(
         )
         tasks = resolve_run(prompts, found, picture, **options)
         trip = Trip(tasks, resolve_image(found, picture, options))
-        carry = carry_out if processes is None else processes.run
+        carry = here if processes is None else processes.run
         stages, _ = carry_through([trip], carry, on_progress)
     if trip.error is not None:
         raise trip.error

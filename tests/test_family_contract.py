@@ -47,6 +47,7 @@ def test_contract(family: Family) -> None:
         ids = torch.tensor([[5, 6, 7, 1]])
         embeds = family.encode(networks["text_encoder"], ids, torch.ones_like(ids))
         assert embeds.shape[:2] == ids.shape
+        assert embeds.shape[2] == family.text_channels(family.tiny_configs["transformer"])
         text = {"prompt_embeds": embeds[0], "prompt_attention_mask": torch.ones(4)}
         short = {name: tensor[:1] for name, tensor in text.items()}
         configs = {role: family.tiny_configs[role] for role in ("transformer", "vae")}

@@ -33,6 +33,7 @@ LIGHT = (
     "prepared",
     "contents",
     "swaps",
+    "pickled",
     "manifest",
     "sharing",
     "doctor",

@@ -16,7 +16,8 @@ from diffusers import PixArtAlphaPipeline, PixArtTransformer2DModel
 from safetensors.torch import load_file
 
 import lowvram
-from lowvram import files
+from lowvram import errors, files
+from lowvram.contents import component_key
 from lowvram.families.pixart import FAMILY as SIGMA
 from lowvram.families.pixart_alpha import FAMILY
 from lowvram.repository import Model, resolve
@@ -32,6 +33,9 @@ def conditioned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("conditioned")
     make_checkpoint(folder, family="pixart-alpha", sample_size=128)
     return folder
+
+
+FILE = "transformer/diffusion_pytorch_model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -153,6 +157,13 @@ def hub(tmp_path: Path, tiny_alpha: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     for number, entry in enumerate(FAMILY.models.values()):
         content = tmp_path / f"content-{number}"
         shutil.copytree(tiny_alpha, content)
+        for role in entry.pickled:
+            network = PixArtTransformer2DModel.from_pretrained(content / role)
+            shutil.rmtree(content / role)
+            network.save_pretrained(content / role, safe_serialization=False)
+        if "scheduler" in entry.own:
+            path = content / "scheduler" / "scheduler_config.json"
+            path.write_text(json.dumps({"_class_name": "DDPMScheduler", "beta_schedule": "linear"}))
         if entry.base:
             for part in content.iterdir():
                 if part.is_dir() and part.name not in entry.own:
@@ -200,6 +211,57 @@ def test_distilled_timesteps_are_the_default(hub: Path, tmp_path: Path) -> None:
     assert timesteps() == (400,)
     assert timesteps(steps=4) == ()
     assert timesteps(timesteps=[300]) == (300,)
+
+
+def test_one_step_from_what_is_published(
+    hub: Path, tiny_alpha: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """From a pickle, with the scheduler beside it and the rest from another repository."""
+    caplog.set_level("INFO", "lowvram")
+    config = {"beta_schedule": "linear", "beta_start": 0.0001, "beta_end": 0.02}
+    folder = with_scheduler(tiny_alpha, tmp_path / "same", "DDPMScheduler", config)
+    place = resolve("pixart-alpha-512-dmd").fetch("transformer")
+    for name, tensor in load_file(tiny_alpha / FILE).items():
+        assert torch.equal(load_file(place / Path(FILE).name)[name], tensor)
+    network = PixArtTransformer2DModel.from_pretrained(place)  # bits depend on a file's alignment
+    pipeline = PixArtAlphaPipeline.from_pretrained(folder, transformer=network, dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    expected = pipeline(
+        "a red circle",
+        num_inference_steps=1,
+        timesteps=[400],
+        guidance_scale=1.0,
+        generator=torch.Generator().manual_seed(5),
+        output_type="latent",
+    ).images
+    for _ in range(2):
+        made = lowvram.run(
+            "a red circle",
+            "pixart-alpha-512-dmd",
+            tmp_path / "x.png",
+            seed=5,
+            dtype="fp32",
+            padding="max",
+            in_process=True,
+        )
+        assert torch.equal(load_file(made.images[0].latents)["latents"], expected)
+    assert caplog.text.count("is published as a pickle: converted once") == 1
+    model = resolve("pixart-alpha-512-dmd")
+    assert len(component_key(model, "transformer")) == 64
+
+
+def test_a_pickle_that_runs_code_is_not_read(hub: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> tuple[Any, tuple[str]]:
+            return (pytest.fail, ("code of the pickle has run",))
+
+    model = resolve("pixart-alpha-512-dmd")
+    path = next(hub.rglob("diffusion_pytorch_model.bin"))
+    path.write_bytes(path.read_bytes() + b" ")
+    torch.save({"x": Evil()}, path)
+    shutil.rmtree(files.user_cache() / "unpickled", ignore_errors=True)
+    with pytest.raises(errors.ModelError, match="holds more than tensors"):
+        model.fetch("transformer")
 
 
 def test_a_lone_transformer_knows_its_family(tiny: Path, tiny_alpha: Path, hub: Path) -> None:

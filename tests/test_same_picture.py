@@ -9,6 +9,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import lowvram
+from lowvram import errors
 
 PROMPTS = ["a red circle", "a large blue star in the top left corner of the picture", "two"]
 
@@ -77,6 +78,24 @@ def test_given_latents_replace_the_noise(tiny: Path, tmp_path: Path) -> None:
         lowvram.denoise(embeds.paths[0], output=path, steps=2, **options)
         made[name] = load_file(path)["latents"]
     assert torch.equal(made["drawn"], made["given"])
+
+
+def test_a_run_has_a_callback_where_its_latents_are(tiny: Path, tmp_path: Path) -> None:
+    seen: list[tuple[int, torch.Tensor]] = []
+
+    def callback(step: int, timestep: int, latents: torch.Tensor) -> None:
+        seen.append((step, latents.clone()))
+
+    result = lowvram.run(
+        "a red circle", str(tiny), tmp_path / "x.png", steps=5, callback=callback,
+        callback_steps=2, in_process=True,
+    )  # fmt: skip
+    assert [step for step, _ in seen] == [0, 2, 4]
+    assert torch.equal(seen[-1][1], load_file(result.images[0].latents)["latents"])
+    with pytest.raises(errors.RequestError, match="set in_process=True"):
+        lowvram.run("a red circle", str(tiny), tmp_path / "x.png", callback=callback)
+    with pytest.raises(errors.RequestError, match="callback_steps 0 is out of range"):
+        lowvram.run("a cat", str(tiny), tmp_path / "x.png", callback_steps=0)
 
 
 def test_callback_sees_what_the_pipelines_does(tiny: Path, tmp_path: Path) -> None:

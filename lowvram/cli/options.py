@@ -125,6 +125,14 @@ Cache = Annotated[
         help="Take embeddings of texts that were encoded before, and keep new ones.",
     ),
 ]
+Embeds = Annotated[
+    Path | None,
+    typer.Option(
+        "--embeds",
+        help="Safetensors file with `prompt_embeds` and masks to take instead of encoding; "
+        "the prompts are its labels.",
+    ),
+]
 Seed = Annotated[
     str,
     typer.Option("--seed", "-s", help="Of the first picture; or a list or range: 7, 1,2,5, 3-6."),

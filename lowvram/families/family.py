@@ -57,6 +57,8 @@ class Published:
             written into the artifacts, and later stages use that one).
         base: short name of the model that has the components missing here; "" for none.
         own: where there is a base, the roles of the components that lie here nevertheless.
+        pickled: roles of the components whose weights are published as a pickle only, which is read
+            by torch's restricted reader and kept as safetensors.
         bundled: whether it lies inside this package.
         steps, guidance_scale: defaults of this model; 0 where the family's apply. A guidance of 1
             is none.
@@ -68,6 +70,7 @@ class Published:
     revision: str = "main"
     base: str = ""
     own: tuple[str, ...] = ("transformer",)
+    pickled: tuple[str, ...] = ()
     bundled: bool = False
     steps: int = 0
     guidance_scale: float = 0.0
@@ -123,6 +126,10 @@ class Family(ABC):
         Args:
             configs: config.json of "text_encoder", "transformer" and "vae".
         """
+
+    @abstractmethod
+    def text_channels(self, transformer: Config) -> int:
+        """Channels of the embeddings that a transformer takes."""
 
     @abstractmethod
     def clean(self, text: str, clean_caption: bool) -> str:

@@ -136,6 +136,10 @@ class PixArtSigma(Family):
         pixels = _pixels_per_cell(vae)
         return "" if pixels == 8 else f"the VAE makes {pixels} px of a cell, where 8 are computed"
 
+    def text_channels(self, transformer: Config) -> int:
+        """Before its own projection of them."""
+        return int(transformer["caption_channels"])
+
     def clean(self, text: str, clean_caption: bool) -> str:
         """As `PixArtSigmaPipeline._text_preprocessing` does; it needs no loaded model."""
         return str(_pipeline()._text_preprocessing(text, clean_caption=clean_caption)[0])

@@ -46,6 +46,7 @@ class PixArtAlpha(PixArtSigma):
             "57df7bb32daad69bc1d6c825a275935113802169",
             base="pixart-alpha-1024",
             own=("transformer", "scheduler"),
+            pickled=("transformer",),
             steps=1,
             guidance_scale=1.0,
             timesteps=(400,),

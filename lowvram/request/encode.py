@@ -34,6 +34,7 @@ class EncodeTask:
     vram: int  # bytes that the process may take on the device; 0 for what is free
     stage_budget: int  # bytes that tensors may take there, which counts instead; 0 for none
     steps_down: int  # ways of working that have run out of memory already
+    embeds: str = ""  # a file of embeddings to take instead of encoding; "" for none
 
 
 class EncodeOptions(TypedDict, total=False):
@@ -50,6 +51,7 @@ class EncodeOptions(TypedDict, total=False):
     cache: bool
     vram: int | None
     stage_budget: int | None
+    embeds: str | Path | None
 
 
 def resolve_encode(
@@ -68,6 +70,7 @@ def resolve_encode(
     cache: bool = True,
     vram: int | None = None,
     stage_budget: int | None = None,
+    embeds: str | Path | None = None,
 ) -> EncodeTask:
     """Check what was asked of the encode stage.
 
@@ -84,6 +87,9 @@ def resolve_encode(
         cache: take embeddings of texts that were encoded before, and keep those that are not.
         vram: bytes that the process may take on the device; None for what is free.
         stage_budget: bytes that tensors may take there, which counts instead; None for none.
+        embeds: a safetensors file with `prompt_embeds` `[prompts, tokens, channels]` and
+            `prompt_attention_mask` `[prompts, tokens]`, and `negative_…` of both, to take instead
+            of encoding; the prompts are its labels then.
 
     Raises:
         RequestError: names the value and the way out.
@@ -107,10 +113,21 @@ def resolve_encode(
         raise RequestError("the prompt is not valid text: check the terminal's encoding")
     for text in (*texts, *negative) if weighting else ():
         emphasis.parse(text)  # refuses weights that are out of range
+    if embeds is not None:
+        idle = {
+            "--negative": any(negative),
+            "--weights (run: --encoder-weights)": weights != "auto",
+            "--no-clean": not clean_caption,
+            "--padding": padding != "none",
+            "--max-tokens": max_tokens is not None,
+            "--weighting": weighting,
+            "--text-encoder": "text_encoder" in model.swapped,
+        }
+        _check_given(embeds, [option for option, is_set in idle.items() if is_set])
     limit = model.get_family().max_tokens
     return EncodeTask(
         model=model.record(),
-        output=artifact(output),
+        output=artifact(output, embeds),
         prompts=texts,
         negative_prompts=negative,
         weights=one_of("--weights", weights, WEIGHTS),
@@ -124,4 +141,13 @@ def resolve_encode(
         vram=budget("--vram", vram),
         stage_budget=budget("--stage-budget", stage_budget),
         steps_down=0,
+        embeds="" if embeds is None else str(embeds),
     )
+
+
+def _check_given(embeds: str | Path, idle: list[str]) -> None:
+    """Refuse options that say how to encode where nothing is encoded."""
+    if idle:
+        raise RequestError(f"{idle[0]} has no effect with --embeds: leave one of them out")
+    if not Path(embeds).is_file():
+        raise RequestError(f"--embeds {embeds} does not exist: check its name")

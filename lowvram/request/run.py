@@ -39,6 +39,7 @@ class RunOptions(TypedDict, total=False):
     max_tokens: int | None
     weighting: bool
     cache: bool
+    embeds: str | Path | None
     # of denoise
     seed: int | Sequence[int]
     images_per_prompt: int | None

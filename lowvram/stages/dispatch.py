@@ -16,6 +16,7 @@ from lowvram.stages.denoise import check_each, denoise_each
 from lowvram.stages.encode import encode_each
 from lowvram.stages.encode_image import encode_image_each
 from lowvram.stages.result import Outcome
+from lowvram.stages.sampling import Callback
 
 # What a stage takes, and the function that carries out a list of it.
 _STAGES: dict[str, tuple[Any, Callable[..., Any]]] = {
@@ -31,7 +32,11 @@ OnTold = Callable[[int, dict[str, Any]], None]
 
 
 def carry_out(
-    stage: str, tasks: Sequence[Mapping[str, Any]], on_progress: OnProgress, on_outcome: OnTold
+    stage: str,
+    tasks: Sequence[Mapping[str, Any]],
+    on_progress: OnProgress,
+    on_outcome: OnTold,
+    callback: Callback | None = None,
 ) -> dict[str, Any]:
     """Run one stage in this process.
 
@@ -42,6 +47,7 @@ def carry_out(
             name.
         on_outcome: told of each task as soon as it is known; for "check" and "plan" of those only
             that cannot be done.
+        callback: as `denoise_each` takes it.
 
     Returns:
         "report": `StageReport` as JSON types; None for "check" and "plan", and where nothing could
@@ -66,7 +72,8 @@ def carry_out(
         check_budgets(rows, hear)
         return {"report": None}
     kind, each = _STAGES[stage]
-    results = each([from_json(kind, task) for task in tasks], on_progress, hear)
+    seen = {"callback": callback} if stage == "denoise" else {}
+    results = each([from_json(kind, task) for task in tasks], on_progress, hear, **seen)
     return {"report": None if results.report is None else results.report.to_json()}
 
 

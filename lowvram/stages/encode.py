@@ -17,13 +17,15 @@ from lowvram.devices import choose_device, choose_dtype, dtype_name
 from lowvram.errors import translated
 from lowvram.families.family import Family
 from lowvram.memory.budget import untracked
-from lowvram.memory.meter import Meter
+from lowvram.memory.meter import Meter, StageReport
 from lowvram.progress import OnProgress, Progress, ignore
 from lowvram.repository import Model
 from lowvram.request.encode import EncodeTask
 from lowvram.stages.embeddings import Work
+from lowvram.stages.given import write_given
 from lowvram.stages.lookup import Lookup, look_up
 from lowvram.stages.result import (
+    Made,
     OnOutcome,
     Outcomes,
     StageResult,
@@ -49,6 +51,7 @@ def encode(task: EncodeTask, on_progress: OnProgress = ignore) -> StageResult:
     """Write the embeddings of every prompt and negative prompt to `task.output`.
 
     Raises:
+        RequestError: given embeddings are not what is needed.
         ModelError, DeviceError, MemoryExhaustedError, StorageError: as their names say.
         NonFiniteError: the encoder computed NaN or infinity; nothing is written.
     """
@@ -71,8 +74,11 @@ def encode_each(
     Raises:
         ModelError, DeviceError, MemoryExhaustedError: what concerns all tasks that are left.
     """
-    task = tasks[0]
     outcomes = Outcomes(len(tasks), on_outcome)
+    report = _take_given(tasks, outcomes)
+    if not (left := outcomes.open()):
+        return StageResults(outcomes.in_order(), report)
+    task = tasks[left[0]]
     model = Model.from_record(task.model)
     family = model.get_family()
     component = family.component("text_encoder")
@@ -82,7 +88,7 @@ def encode_each(
         on_progress(Progress("encode", "reading the prompts"))
         jobs = list(Reader(family, _load_tokenizer(model)).jobs(tasks, outcomes))
         if not jobs:
-            return StageResults(outcomes.in_order(), None)
+            return StageResults(outcomes.in_order(), report)
         work = Work(jobs, outcomes)
         lookup = look_up(task, model, work.texts, dtype_name(dtype), device.type)
         name, decision = lookup.complete(work.texts), None
@@ -138,6 +144,18 @@ def encode_each(
         predicted=decision.predicted if decision else None,
     )
     return StageResults(outcomes.in_order(), report)
+
+
+def _take_given(tasks: Sequence[EncodeTask], outcomes: Outcomes) -> StageReport | None:
+    """Write what was given instead of a text; the report of the last."""
+    report = None
+    for index, task in enumerate(tasks):
+        if task.embeds:
+            with outcomes.of(index):
+                result = write_given(task)
+                report = result.report
+                outcomes.settle(index, Made(result.paths, result.items))
+    return report
 
 
 def _decide(

@@ -18,13 +18,13 @@ from lowvram.request.tasks import alike
 from lowvram.stages.result import Outcomes
 from lowvram.stages.schedule import SchedulerMaker, scheduler_maker
 from lowvram.stages.starts import (
-    TEXT_TENSORS,
     Start,
     begin,
     items_of,
     latent_shape,
     read_latents,
     starts_of,
+    text_keys,
 )
 
 if TYPE_CHECKING:
@@ -142,6 +142,7 @@ def grouped(tasks: Sequence[DenoiseTask], model: Model, outcomes: Outcomes) -> l
                 shape = latent_shape(task, model)
                 groups[key] = Group(task, model, shape, make, len(begin(task, make("cpu"))), [])
             read_latents(task, (len(job.items), *groups[key].shape))
+            list(_texts(job))  # refuses what is not there
             groups[key].jobs.append(job)
     return [group for group in groups.values() if group.jobs]
 
@@ -167,9 +168,8 @@ def _texts(job: Job) -> "Iterator[dict[str, Tensor]]":
     prefixes = ("", "negative_") if job.task.guidance_scale > 1 else ("",)
     for index in range(len(job.header.items)):
         for prefix in prefixes:
-            described = {
-                name: job.header.tensors[f"{index}.{prefix}{name}"] for name in TEXT_TENSORS
-            }
+            keys = text_keys(job.header.tensors, index, prefix)
+            described = {name: job.header.tensors[key] for name, key in keys.items()}
             yield {
                 name: torch.empty(each["shape"], dtype=getattr(torch, each["dtype"]), device="meta")
                 for name, each in described.items()

@@ -25,6 +25,7 @@ from lowvram.request.encode import EncodeTask
 from lowvram.request.encode_image import EncodeImageTask
 from lowvram.request.tasks import alike
 from lowvram.stages.decision import rates_of
+from lowvram.stages.given import read_given
 from lowvram.stages.groups import computed_alike
 from lowvram.stages.options.component import shapes
 from lowvram.stages.options.encoder import Texts, encode_once, encoder_options
@@ -155,6 +156,7 @@ def _at_once(tasks: Sequence[EncodeTask]) -> EncodeTask:
         negative_prompts=tuple(texts),
         padding="max" if any(task.padding == "max" for task in tasks) else "none",
         max_tokens=max(task.max_tokens for task in tasks),
+        embeds=tasks[0].embeds if all(task.embeds for task in tasks) else "",
     )
 
 
@@ -190,22 +192,26 @@ def _stages(
         upcast = role == "vae" and bool(model.config("vae").get("force_upcast", True))
         dtypes[role], _ = choose_dtype(task.dtype, family.component(role).dtype, device, upcast)
 
-    texts = {*encode.prompts, *encode.negative_prompts}
-    tokens = max(len(text.encode()) + 1 for text in texts)
-    tokens = encode.max_tokens if encode.padding == "max" else min(tokens, encode.max_tokens)
-    room = find_room(device, encode.vram, encode.stage_budget, rates)
-    wanted = Texts(len(texts), tokens)
-    asked = "all" if every else encode.weights
-    dtype = dtypes["text_encoder"]
-    yield _Stage(
-        "encode",
-        dtype,
-        room,
-        encode.weights,
-        encoder_options(model, asked, dtype, device, room, wanted),
-    )
-    encoder = shapes(model, "text_encoder", dtype)
-    made = trace(encoder, encode_once(family, tokens), family.component("text_encoder").blocks)
+    if encode.embeds:  # nothing is loaded
+        text_shape = (1, *read_given(encode)["prompt_embeds"].shape[1:])
+    else:
+        texts = {*encode.prompts, *encode.negative_prompts}
+        tokens = max(len(text.encode()) + 1 for text in texts)
+        tokens = encode.max_tokens if encode.padding == "max" else min(tokens, encode.max_tokens)
+        room = find_room(device, encode.vram, encode.stage_budget, rates)
+        wanted = Texts(len(texts), tokens)
+        asked = "all" if every else encode.weights
+        dtype = dtypes["text_encoder"]
+        yield _Stage(
+            "encode",
+            dtype,
+            room,
+            encode.weights,
+            encoder_options(model, asked, dtype, device, room, wanted),
+        )
+        encoder = shapes(model, "text_encoder", dtype)
+        blocks = family.component("text_encoder").blocks
+        text_shape = trace(encoder, encode_once(family, tokens), blocks).result
 
     room = find_room(device, denoise.vram, denoise.stage_budget, rates)
     count = min(denoise.batch_size, len(denoise.seeds))
@@ -213,7 +219,7 @@ def _stages(
     shape = (count, *family.latent_shape(configs, Size(*denoise.rendered)))
     number = len(begin(denoise, scheduler_maker(denoise, model)("cpu")))
     batches = -(-len(denoise.seeds) // count)
-    steps = Steps(shape, _text(made.result), denoise.guidance_scale > 1, number * batches)
+    steps = Steps(shape, _text(text_shape), denoise.guidance_scale > 1, number * batches)
     asked = "all" if every else denoise.weights
     dtype = dtypes["transformer"]
     yield _Stage(

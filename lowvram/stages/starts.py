@@ -2,7 +2,7 @@
 made of others the latents that noise is added to, and the timesteps that are left to do.
 """
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -88,7 +88,25 @@ def latent_shape(task: DenoiseTask, model: Model) -> tuple[int, int, int]:
 
 def _text_tensors(embeds: "dict[str, Tensor]", index: int, prefix: str) -> "dict[str, Tensor]":
     """The tensors of one text, without the prefix that they have in the artifact."""
-    return {name: embeds[f"{index}.{prefix}{name}"] for name in TEXT_TENSORS}
+    return {name: embeds[key] for name, key in text_keys(embeds, index, prefix).items()}
+
+
+def text_keys(found: Container[str], index: int, prefix: str) -> dict[str, str]:
+    """The names that the tensors of one text have in the artifact.
+
+    Args:
+        found: all names in it.
+
+    Raises:
+        RequestError: embeddings that were given have no negative ones.
+    """
+    keys = {name: f"{index}.{prefix}{name}" for name in TEXT_TENSORS}
+    if any(key not in found for key in keys.values()):
+        raise RequestError(
+            "the embeddings were given without negative ones, which guidance needs: "
+            "use --guidance 1, or give them too"
+        )
+    return keys
 
 
 def read_latents(task: DenoiseTask, shape: tuple[int, ...]) -> "Tensor | None":

@@ -68,6 +68,8 @@ class Reader:
     def jobs(self, tasks: Iterable[EncodeTask], outcomes: Outcomes) -> Iterator[Job]:
         """The tasks that can be done; what is wrong with the others is their outcome."""
         for index, task in enumerate(tasks):
+            if not outcomes.is_open(index):
+                continue
             with outcomes.of(index):
                 yield self._job(index, task)
 
