@@ -82,6 +82,11 @@ def scheduler_maker(task: DenoiseTask, model: Model) -> SchedulerMaker:
         raise RequestError(
             f"{kind.__name__} needs {wanted.least_steps} steps to start, not {task.steps}"
         )
+    if task.start and not hasattr(kind, "add_noise"):
+        raise RequestError(
+            f"{kind.__name__} cannot add noise to a picture (it has no add_noise): "
+            "leave --start and --image out, or name another --scheduler"
+        )
     scheduler = maker("cpu")
     if task.eta and "eta" not in inspect.signature(scheduler.step).parameters:
         raise RequestError(f"--eta {task.eta} has no effect with {kind.__name__}: leave it out")

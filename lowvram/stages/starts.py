@@ -147,16 +147,11 @@ def begin(task: DenoiseTask, scheduler: Any) -> "Tensor":
         scheduler: with its timesteps set.
 
     Raises:
-        RequestError: the scheduler cannot begin in the middle, or no step would be left.
+        RequestError: no step would be left.
     """
     timesteps: Tensor = scheduler.timesteps
     if not task.start:
         return timesteps
-    if not hasattr(scheduler, "add_noise"):
-        raise RequestError(
-            f"{type(scheduler).__name__} cannot add noise to a picture (it has no add_noise): "
-            "leave --start and --image out, or use a model with another scheduler"
-        )
     explicit = task.timesteps or task.sigmas
     steps = -(-len(timesteps) // scheduler.order) if explicit else task.steps
     done = steps_done(steps, task.strength)
