@@ -62,7 +62,7 @@ CASES = {
     "latent consistency": Case("LCMScheduler", {"steps": 4}, 1.0),
     "latent consistency, timesteps": Case("LCMScheduler", {"timesteps": [999, 499]}, 1.0),
     "one step": Case("DDPMScheduler", {"timesteps": [400]}, 1.0, size=(224, 288)),
-    "one step, guided": Case("EulerDiscreteScheduler", {"steps": 1}, 3.0),
+    "one step, guided": Case("EulerDiscreteScheduler", {"timesteps": [900]}, 3.0),
 }
 
 

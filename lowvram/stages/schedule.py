@@ -92,7 +92,7 @@ def scheduler_maker(task: DenoiseTask, model: Model) -> SchedulerMaker:
         raise RequestError(f"--eta {task.eta} has no effect with {kind.__name__}: leave it out")
     if task.spacing:
         _check_spacing(maker)
-    if not (task.timesteps or task.sigmas):
+    if not (task.timesteps or task.sigmas or task.start):
         _check_start(scheduler)
         trial(maker, Schedule.of(build(own, config, {})))
     return maker
