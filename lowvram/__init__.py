@@ -1,6 +1,7 @@
 """Pictures from diffusion transformers on small graphics cards, in three stages that run alone."""
 
 from lowvram.api import decode, denoise, encode
+from lowvram.compare.comparison import Comparison, compare
 from lowvram.errors import (
     ArtifactError,
     DeviceError,
@@ -18,6 +19,7 @@ from lowvram.run import Picture, RunResult, run
 
 __all__ = [
     "ArtifactError",
+    "Comparison",
     "DeviceError",
     "LowvramError",
     "MemoryExhaustedError",
@@ -30,6 +32,7 @@ __all__ = [
     "Size",
     "StageDiedError",
     "StorageError",
+    "compare",
     "decode",
     "denoise",
     "encode",

@@ -117,7 +117,7 @@ def _run_stages(
     results: list[dict[str, Any]] = []
     for stage, task in zip(STAGES, (to_json(task) for task in tasks), strict=True):
         try:
-            results.append(_stepping_down(stage, task, carry, on_progress))
+            results.append(stepping_down(stage, task, carry, on_progress))
         except LowvramError as error:
             if not results:
                 raise
@@ -129,7 +129,7 @@ def _run_stages(
     return results
 
 
-def _stepping_down(
+def stepping_down(
     stage: str, task: dict[str, Any], carry: Carry, on_progress: OnProgress
 ) -> dict[str, Any]:
     """A stage's result, by a way of working that takes less after each out-of-memory.

@@ -21,6 +21,7 @@ LIGHT = (
     "cli",
     "request",
     "run",
+    "compare",
     "worker",
     "artifacts",
     "errors",

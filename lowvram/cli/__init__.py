@@ -11,7 +11,7 @@ from io import TextIOWrapper
 import typer
 
 from lowvram import errors
-from lowvram.cli import stages, tools
+from lowvram.cli import compare, stages, tools
 
 app = typer.Typer(
     name="lowvram",
@@ -30,6 +30,7 @@ for command in (
     stages.decode,
     stages.run,
     stages.plan,
+    compare.compare,
     tools.prepare,
     tools.report,
     tools.doctor,

@@ -20,6 +20,7 @@ from lowvram.cli.options import (
     FileModel,
     Guidance,
     Images,
+    InProcess,
     Latents,
     MaxTokens,
     ModelName,
@@ -243,9 +244,7 @@ def run(
     device: Device = "auto",
     batch_size: BatchSize = 1,
     revision: Revision = None,
-    in_process: Annotated[
-        bool, typer.Option("--in-process", help="All stages in one process, for debugging.")
-    ] = False,
+    in_process: InProcess = False,
     as_json: AsJson = False,
 ) -> None:
     """Prompts to pictures: encode, denoise and decode in order, each in a process of its own.
@@ -255,7 +254,7 @@ def run(
     """
     from lowvram.run import run as run_stages
 
-    arguments = _for_run(locals())
+    arguments = for_run(locals())
     with showing_progress(loads_here=in_process) as on_progress:
         result = run_stages(
             prompts,
@@ -293,7 +292,7 @@ def plan(every: bool, as_json: bool, device: str, **arguments: Any) -> None:
     model = resolve(arguments.pop("model"), arguments.pop("revision"))
     prompts = arguments.pop("prompts")
     nowhere = Path(gettempdir(), "x.png")  # nothing is written, and this can be everywhere
-    tasks = resolve_run(prompts, model, nowhere, **_for_run({**arguments, "device": device}))
+    tasks = resolve_run(prompts, model, nowhere, **for_run({**arguments, "device": device}))
     from lowvram.stages import plan as planning  # imports torch
 
     there = planning.device_to_plan_for(device, tasks[0].vram)
@@ -323,7 +322,7 @@ plan.__signature__ = _signature_of_plan()  # type: ignore[attr-defined]
 plan.__annotations__ = {p.name: p.annotation for p in _signature_of_plan().parameters.values()}
 
 
-def _for_run(given: Mapping[str, Any]) -> dict[str, Any]:
+def for_run(given: Mapping[str, Any]) -> dict[str, Any]:
     """The command line's words as the keyword arguments of `run.resolve_run`."""
     return {
         "negative_prompt": given["negative"],

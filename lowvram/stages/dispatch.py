@@ -25,7 +25,8 @@ def carry_out(stage: str, task: Mapping[str, Any], on_progress: OnProgress) -> d
 
     Args:
         stage: "encode", "denoise" or "decode"; or "check", for whether a denoise task can be done,
-            or "plan", for whether all three keep within their budgets.
+            or "plan", for whether all three keep within their budgets; or "measure", for how far
+            their files are from others (`compare.differences.measure`).
         task: as `request.tasks.to_json` gives it; for "plan" those of all stages, by name.
 
     Returns:
@@ -42,6 +43,10 @@ def carry_out(stage: str, task: Mapping[str, Any], on_progress: OnProgress) -> d
 
         check_budget(*(from_json(kind, task[name]) for name, kind in _TASKS.items()))
         return {}
+    if stage == "measure":
+        from lowvram.compare.differences import measure
+
+        return measure(task)
     if stage == "encode":
         result = encode(from_json(EncodeTask, task), on_progress)
     elif stage == "denoise":

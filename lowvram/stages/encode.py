@@ -52,7 +52,7 @@ def encode(task: EncodeTask, on_progress: OnProgress = ignore) -> StageResult:
     dtype, dtype_reason = choose_dtype(task.dtype, component.dtype, device)
     with Meter(device) as meter:
         on_progress(Progress("encode", "reading the prompts"))
-        tokenizer = _load_tokenizer(model)
+        tokenizer = load_tokenizer(model)
         items, texts = _prepare(task, family, tokenizer)
         longest = max(max(item["tokens"], item["negative_tokens"]) for item in items)
         tokens = task.max_tokens if task.padding == "max" else longest
@@ -118,7 +118,8 @@ def encode(task: EncodeTask, on_progress: OnProgress = ignore) -> StageResult:
     return StageResult([Path(task.output)], items, report)
 
 
-def _load_tokenizer(model: Model) -> Any:
+def load_tokenizer(model: Model) -> Any:
+    """The model's tokenizer, from its files."""
     tokenizer_class = find_class(model.get_family().component("tokenizer").class_name)
     folder, _ = prepared.fetch(model, "tokenizer", "", "")
     with broken_files_named(folder):
