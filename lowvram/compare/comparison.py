@@ -149,6 +149,7 @@ def compare(
         items: list[dict[str, Any]] = []
         for way in ways:
             asked: dict[str, Any] = {**options, **way.options}
+            log.info("%s", way.title)
             try:
                 tasks = resolve_run(prompts, found, _picture(Path(output), way), **asked)
                 done = _carry_stages(way, tasks, carry, records, on_progress)

@@ -90,7 +90,7 @@ def _identity(stage: str, task: AnyTask) -> str:
     for name, value in fields.items():
         if isinstance(value, str) and value and _is_file(value):
             fields[name] = _sha256(Path(value))
-    versions = {name: metadata.version(name) for name in _LIBRARIES}
+    versions = {name: _version(name) for name in _LIBRARIES}
     told = {"stage": stage, "task": fields, "reads": read, "versions": versions}
     return hashlib.sha256(artifacts.canonical_json(told).encode()).hexdigest()
 
@@ -117,6 +117,13 @@ def _contents(stage: str, paths: list[str]) -> list[str]:
     if stage in _KINDS:
         return [artifacts.verify(Path(path), _KINDS[stage]).key for path in paths]
     return [_sha256(Path(path)) for path in paths]
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return ""
 
 
 def _is_file(text: str) -> bool:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lowvram.compare.differences import PictureDifference, read_levels
+from lowvram.compare.metrics import LEVELS
 from lowvram.compare.table import decibels, near_one
 
 if TYPE_CHECKING:
@@ -26,7 +27,9 @@ SMALLEST_CELL, LARGEST_CELL = 192, 384  # px, the longer side of a picture on th
 _GAP, _LINE, _TEXT = 12, 18, 14  # px: between cells, of a line of text, of its letters
 _MARGIN = 24
 _SIDE = 190  # px, the column of prompts
+_LEAST_COLUMN = 220  # px, for what is written below a picture
 _PAPER, _INK, _SOFT = (255, 255, 255), (20, 20, 24), (105, 105, 115)
+_RULE = (205, 205, 212)
 _WITHIN = 0.999  # of a column's differences that must not exceed white
 
 
@@ -53,16 +56,16 @@ def which(rows: "Sequence[Compared]", count: int) -> list[int]:
     return sorted(sorted(range(count), key=worst)[:MOST_ROWS])
 
 
-def factor(differences: Sequence[np.ndarray]) -> int:
+def factor(counts: np.ndarray) -> int:
     """By what a column's differences are multiplied to be seen: 1, 2, 4, … 128.
 
     Args:
-        differences: in levels, of each picture of the column.
+        counts: `[256]`, how often each difference occurs in the column, in levels.
     """
-    largest = max((float(np.quantile(each, _WITHIN)) for each in differences), default=0.0)
-    largest = largest or max((float(each.max()) for each in differences), default=0.0)
-    fits = [2**power for power in range(8) if 2**power * largest <= 255]
-    return fits[-1] if fits else 1
+    within = int(np.searchsorted(counts.cumsum(), _WITHIN * counts.sum()))
+    largest = within or int(counts.nonzero()[0].max(initial=0))
+    fits = [2**power for power in range(8) if 2**power * largest <= LEVELS]
+    return fits[-1]
 
 
 class _Sheet:
@@ -81,10 +84,10 @@ class _Sheet:
         side = min(LARGEST_CELL, longer * max(1, round(SMALLEST_CELL / longer)))
         self.scale = side / longer
         self.cell = (
-            max(SMALLEST_CELL // 2, round(first["width"] * self.scale)),
+            max(1, round(first["width"] * self.scale)),
             max(1, round(first["height"] * self.scale)),
         )
-        self.column = max(self.cell[0], SMALLEST_CELL)
+        self.column = max(self.cell[0], _LEAST_COLUMN)
         self.width = 2 * _MARGIN + _SIDE + len(rows) * (self.column + _GAP)
         letters = (self.width - 2 * _MARGIN) // 8
         self.footer = [line for text in [self._says(), *failed] for line in _wrap(text, letters, 4)]
@@ -99,28 +102,8 @@ class _Sheet:
         paper = Image.new("RGB", (self.width, self.height), _PAPER)
         pen, font, bold = ImageDraw.Draw(paper), _font("DejaVuSans"), _font("DejaVuSans-Bold")
         self._prompts(pen, font)
-        references = [self._levels(self.rows[0], index) for index in self.shown]
         for column, row in enumerate(self.rows):
-            left = _MARGIN + _SIDE + column * (self.column + _GAP)
-            levels = [self._levels(row, index) for index in self.shown]
-            maps = [
-                np.abs(each.astype(np.int16) - reference).astype(np.uint8)
-                for each, reference in zip(levels, references, strict=True)
-            ]
-            times = factor(maps)
-            equal = not any(each.any() for each in maps)
-            title = _fitting(row.variant.name, bold, self.column)
-            pen.text((left, _MARGIN), title, _INK, bold)
-            below = self._below_title(column, row, times, equal)
-            pen.text((left, _MARGIN + _LINE), below, _SOFT, font)
-            for line, (each, difference) in enumerate(zip(levels, maps, strict=True)):
-                top = self.head + line * self.block
-                paper.paste(self._shown(each), (left, top))
-                numbers = self._numbers(row, self.shown[line])
-                pen.text((left, top + self.cell[1] + 2), numbers, _INK, font)
-                if column and difference.any():
-                    seen = np.minimum(difference.astype(np.uint16) * times, 255).astype(np.uint8)
-                    paper.paste(self._shown(seen), (left, top + self.cell[1] + _LINE + _GAP))
+            self._column(paper, pen, (font, bold), column, row)
         for line, text in enumerate(self.footer):
             top = self.height - _MARGIN - (len(self.footer) - line) * _LINE
             pen.text((_MARGIN, top), text, _SOFT, font)
@@ -136,12 +119,34 @@ class _Sheet:
             below = top + (len(texts) + 0.5) * _LINE
             pen.text((_MARGIN, below), f"seed {item['seed']}", _SOFT, font)
 
-    def _below_title(self, column: int, row: "Compared", times: int, equal: bool) -> str:
+    def _column(
+        self,
+        paper: "Image.Image",
+        pen: "ImageDraw.ImageDraw",
+        fonts: "tuple[ImageFont.FreeTypeFont, ImageFont.FreeTypeFont]",
+        column: int,
+        row: "Compared",
+    ) -> None:
+        """A variant's pictures, and below each its difference from the reference's."""
+        font, bold = fonts
+        left = _MARGIN + _SIDE + column * (self.column + _GAP)
+        counts = np.zeros(LEVELS + 1, dtype=np.int64)
+        for index in self.shown:
+            counts += np.bincount(self._difference(row, index).ravel(), minlength=LEVELS + 1)
+        times = factor(counts)
+        below = f"difference × {times}" if counts[1:].any() else "equal"
         if column == 0:
-            return _fitting(
-                ", ".join(row.variant.options.values()), _font("DejaVuSans"), self.column
-            )
-        return "equal" if equal else f"difference × {times}"
+            below = row.variant.title.partition(": ")[2]
+        pen.text((left, _MARGIN), _fitting(row.variant.name, bold, self.column), _INK, bold)
+        pen.text((left, _MARGIN + _LINE), _fitting(below, font, self.column), _SOFT, font)
+        for line, index in enumerate(self.shown):
+            top = self.head + line * self.block
+            self._paste(paper, pen, self._levels(row, index), (left, top))
+            pen.text((left, top + self.cell[1] + 3), self._numbers(row, index), _INK, font)
+            difference = self._difference(row, index)
+            if difference.any():
+                seen = np.minimum(difference.astype(np.uint16) * times, LEVELS).astype(np.uint8)
+                self._paste(paper, pen, seen, (left, top + self.cell[1] + _LINE + _GAP))
 
     def _numbers(self, row: "Compared", index: int) -> str:
         if row.variant.name == "reference":
@@ -162,12 +167,28 @@ class _Sheet:
         assert row.files is not None  # it did not fail
         return read_levels(Path(row.files["pictures"][index]))
 
-    def _shown(self, levels: np.ndarray) -> "Image.Image":
+    def _difference(self, row: "Compared", index: int) -> np.ndarray:
+        """Absolute, in levels."""
+        reference = self._levels(self.rows[0], index)
+        if row is self.rows[0]:
+            return np.zeros_like(reference)
+        return np.abs(self._levels(row, index).astype(np.int16) - reference).astype(np.uint8)
+
+    def _paste(
+        self,
+        paper: "Image.Image",
+        pen: "ImageDraw.ImageDraw",
+        levels: np.ndarray,
+        place: tuple[int, int],
+    ) -> None:
+        """A picture in a thin frame, so that a white one has an edge."""
         from PIL import Image
 
         picture = Image.fromarray(levels)
         kind = Image.Resampling.NEAREST if self.scale >= 1 else Image.Resampling.BOX
-        return picture.resize(self.cell, kind)
+        paper.paste(picture.resize(self.cell, kind), place)
+        right, bottom = place[0] + self.cell[0], place[1] + self.cell[1]
+        pen.rectangle((place[0] - 1, place[1] - 1, right, bottom), outline=_RULE)
 
 
 def caption(one: PictureDifference | None) -> str:

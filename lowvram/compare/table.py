@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from lowvram.memory.report import cells
+from lowvram.memory.report import cells, readable
 
 if TYPE_CHECKING:
     from lowvram.compare.comparison import Compared, Comparison
@@ -18,7 +18,7 @@ _TITLES = {  # what stands above a column, and above those of one kind
     "PSNR": "pictures",
     "as asked": "found",
 }
-_TEXTS = 4  # columns of the second table that hold words
+_WORDS = 3  # columns of words in a table of stages: stage, weights, dtype
 
 
 def table(comparison: "Comparison") -> str:
@@ -34,7 +34,7 @@ def table(comparison: "Comparison") -> str:
     )
     failed = [f"{row.variant.name}: {row.failed}" for row in comparison.rows if row.failed]
     parts = [heading, _aligned(far(shown), 1), "\n".join(notes(comparison))]
-    parts += [_aligned(took(shown), _TEXTS), "\n".join(failed)]
+    parts += [_aligned(took(shown), 1 + _WORDS), "\n".join(failed)]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -44,7 +44,9 @@ def far(rows: "Sequence[Compared]") -> list[list[str]]:
     A column that no row knows is left out.
     """
     lines = [_far(row) for row in rows]
-    kept = [name for name in _FAR if any(line.get(name) for line in lines)]
+    measured = [row.pictures.flip is not None for row in rows if row.pictures is not None]
+    left_out = "" if any(measured) else "FLIP"
+    kept = [name for name in _FAR if name != left_out and any(line.get(name) for line in lines)]
     titles = [["", *(_TITLES.get(name, "") for name in kept)], ["", *kept]]
     body = [[row.variant.name, *(line.get(name, "") for name in kept)] for row, line in
             zip(rows, lines, strict=True)]  # fmt: skip
@@ -74,7 +76,9 @@ def _far(row: "Compared") -> dict[str, str]:
 
 def notes(comparison: "Comparison") -> list[str]:
     """What the columns leave out: which token is worst, what was not judged or not measured."""
-    said = ["= equal bit for bit; errors are relative, means over tokens or pictures"]
+    said = [
+        "= equal bit for bit, pictures as written; errors are relative, means of tokens or pictures"
+    ]
     far_pictures = False
     for row in comparison.rows:
         embeds, latents, pictures = row.embeds, row.latents, row.pictures
@@ -117,11 +121,15 @@ def took(rows: "Sequence[Compared]") -> list[list[str]]:
     """What each stage took: of a variant those that it carried out itself."""
     stages = [(row, each) for row in rows for each in row.stages if each.of == row.variant.name]
     # What was foretold is in the document: here it would double the columns.
-    table = cells([{**each.report, "predicted": None, "left_behind": []} for _, each in stages])
-    names = [""]
-    for row, _ in stages:
+    table = cells([{**each.report, "predicted": None} for _, each in stages])
+    names, held = [""], ["held"]
+    for row, each in stages:
         names.append(row.variant.name if row.variant.name not in names else "")
-    return [[name, *line] for name, line in zip(names, table, strict=True)]
+        held.append(readable("weights_bytes", each.report["weights_bytes"]))
+    return [
+        [name, *line[:_WORDS], weights, *line[_WORDS:]]
+        for name, line, weights in zip(names, table, held, strict=True)
+    ]
 
 
 def small(value: float) -> str:
