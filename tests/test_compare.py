@@ -16,7 +16,7 @@ from PIL import Image
 
 import lowvram
 from lowvram import cli, errors
-from lowvram.compare import comparison, sheet, table
+from lowvram.compare import carrying, sheet, table
 from lowvram.compare.comparison import Compared, Comparison
 from lowvram.compare.differences import TextDifference, compare_texts, follow
 from lowvram.compare.variants import variants
@@ -62,7 +62,7 @@ def stages(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             seen.append(stage)
         return carry_out(stage, task, on_progress)
 
-    monkeypatch.setattr(comparison, "carry_out", carry)
+    monkeypatch.setattr(carrying, "carry_out", carry)
     return seen
 
 

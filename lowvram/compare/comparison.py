@@ -8,12 +8,12 @@ the reference's embeddings bit for bit, its latents and pictures are the referen
 import logging
 import math
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Unpack
 
 from lowvram import artifacts
+from lowvram.compare.carrying import Carrier
 from lowvram.compare.differences import (
     EmbedsDifference,
     Following,
@@ -27,13 +27,10 @@ from lowvram.compare.records import Done, Records
 from lowvram.compare.variants import REFERENCE, Variant, Vary, variants
 from lowvram.errors import LowvramError, StorageError
 from lowvram.memory.report_files import to_text
-from lowvram.processes import StageProcesses
 from lowvram.progress import OnProgress, Progress, ignore
 from lowvram.repository import Model, resolve
 from lowvram.request.run import RunOptions, Tasks, resolve_run
-from lowvram.request.tasks import to_json
-from lowvram.run import Carry, stepping_down
-from lowvram.stages.dispatch import STAGES, carry_out
+from lowvram.stages.dispatch import STAGES
 
 DOCUMENT, SHEET = "comparison.json", "sheet.png"
 _FILES = "files"
@@ -141,9 +138,7 @@ def compare(
             cannot be written. Another variant that cannot be carried out is a row that says why.
     """
     ways = variants(vary, options)
-    with ExitStack() as stack:
-        processes = None if in_process else stack.enter_context(StageProcesses())
-        carry = processes.run if processes is not None else carry_out
+    with Carrier(in_process) as carrier:
         found = resolve(model, revision)
         records, rows = Records(), list[Compared]()
         items: list[dict[str, Any]] = []
@@ -152,8 +147,8 @@ def compare(
             log.info("%s", way.title)
             try:
                 tasks = resolve_run(prompts, found, _picture(Path(output), way), **asked)
-                done = _carry_stages(way, tasks, carry, records, on_progress)
-                rows.append(_compared(way, done, found, rows, carry))
+                done = _carry_stages(way, tasks, carrier, records, on_progress)
+                rows.append(_compared(way, done, found, rows, carrier))
                 items = items or done["decode"].items
             except LowvramError as error:
                 if way.name == REFERENCE or isinstance(error, StorageError):
@@ -164,7 +159,7 @@ def compare(
 
 
 def _carry_stages(
-    way: Variant, tasks: Tasks, carry: Carry, records: Records, on_progress: OnProgress
+    way: Variant, tasks: Tasks, carrier: Carrier, records: Records, on_progress: OnProgress
 ) -> dict[str, Done]:
     """Each stage of a variant, by its name."""
 
@@ -172,14 +167,11 @@ def _carry_stages(
         on_progress(replace(progress, doing=f"{way.name}: {progress.doing}"))
 
     encode, denoise, decode = tasks
-    if denoise.asks_the_scheduler:
-        carry("check", to_json(denoise), told)
+    carrier.check(denoise)
     done: dict[str, Done] = {}
 
     def do(stage: str, task: Any) -> str:
-        done[stage] = records.carry(
-            way.name, stage, task, lambda: stepping_down(stage, to_json(task), carry, told)
-        )
+        done[stage] = records.carry(way.name, stage, task, lambda: carrier.stage(stage, task, told))
         return str(done[stage].paths[0])
 
     try:
@@ -194,7 +186,7 @@ def _carry_stages(
 
 
 def _compared(
-    way: Variant, done: dict[str, Done], model: Model, rows: Sequence[Compared], carry: Carry
+    way: Variant, done: dict[str, Done], model: Model, rows: Sequence[Compared], carrier: Carrier
 ) -> Compared:
     """A variant that was carried out, against the first of the rows."""
     files = {
@@ -205,7 +197,7 @@ def _compared(
     found: dict[str, Any] = dict.fromkeys(("embeds", "latents", "pictures"))
     if rows:
         task = {"reference": rows[0].files, "variant": files, "model": model.record()}
-        found |= {k: v for k, v in carry("measure", task, ignore).items() if k in found}
+        found |= {k: v for k, v in carrier.measure(task).items() if k in found}
     prompts = [item["prompt"] for item in done["decode"].items]
     return Compared(
         way,
