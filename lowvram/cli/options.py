@@ -98,7 +98,7 @@ Sigmas = Annotated[
     str | None, typer.Option("--sigmas", help="Instead of --steps, for schedulers that take them.")
 ]
 Guidance = Annotated[
-    float | None, typer.Option("--guidance", "-g", help="Guidance scale; 1 turns it off.")
+    float | None, typer.Option("--guidance", "-g", help="Guidance scale; 1 or less turns it off.")
 ]
 PictureSize = Annotated[
     str | None, typer.Option("--size", help="WIDTHxHEIGHT in px; default: the model's.")

@@ -295,6 +295,10 @@ def plan(every: bool, as_json: bool, device: str, **arguments: Any) -> None:
     tasks = resolve_run(prompts, model, nowhere, **for_run({**arguments, "device": device}))
     from lowvram.stages import plan as planning  # imports torch
 
+    if tasks[1].asks_the_scheduler:
+        from lowvram.stages.denoise import check
+
+        check(tasks[1])  # refused here as it would be in the run
     there = planning.device_to_plan_for(device, tasks[0].vram)
     rows = planning.plan(*tasks, there, every)
     if as_json:

@@ -1,10 +1,12 @@
 """What was asked of a run: of all three stages at once."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
 from lowvram import artifacts
+from lowvram.errors import RequestError
 from lowvram.families.family import Size
 from lowvram.repository import Model
 from lowvram.request.decode import DecodeOptions, DecodeTask, resolve_decode
@@ -12,6 +14,8 @@ from lowvram.request.denoise import DenoiseOptions, DenoiseTask, resolve_denoise
 from lowvram.request.encode import EncodeOptions, EncodeTask, resolve_encode
 
 Tasks = tuple[EncodeTask, DenoiseTask, DecodeTask]
+
+log = logging.getLogger(__name__)
 
 
 class RunOptions(TypedDict, total=False):
@@ -65,12 +69,29 @@ def resolve_run(
     encode = _of(EncodeOptions, options, weights="encoder_weights")
     denoise = _of(DenoiseOptions, options, weights="transformer_weights")
     if encode.get("dtype") == model.get_family().component("text_encoder").overflows_in:
-        encode["dtype"] = "auto"  # it gives wrong results in that one
-    return (
+        log.info("the text encoder overflows in %s: it computes in its own dtype", encode["dtype"])
+        encode["dtype"] = "auto"
+    tasks = (
         resolve_encode(texts, model, embeds, **encode),
         resolve_denoise(embeds, model, latents, prompts=len(texts), **denoise),
         resolve_decode(latents, model, picture, **_of(DecodeOptions, options)),
     )
+    _check_together(tasks)
+    return tasks
+
+
+def _check_together(tasks: Tasks) -> None:
+    """What one stage is asked for and another makes void.
+
+    Raises:
+        RequestError: a negative prompt without guidance.
+    """
+    scale = tasks[1].guidance_scale
+    if scale <= 1 and any(text.strip() for text in tasks[0].negative_prompts):
+        raise RequestError(
+            f"--negative has no effect with --guidance {scale:g}, which turns guidance off: "
+            "leave it out, or use a guidance above 1"
+        )
 
 
 def _check_names(options: Mapping[str, Any]) -> None:

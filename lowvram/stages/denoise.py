@@ -46,6 +46,8 @@ def denoise(
     """
     if callback_steps < 1:
         raise RequestError(f"callback_steps {callback_steps} is out of range: 1 or more")
+    if callback is None and callback_steps > 1:
+        raise RequestError(f"callback_steps {callback_steps} has no effect without a callback")
     embeds_header, embeds = artifacts.read(Path(task.embeds), "embeds")
     from lowvram.stages.decision import decide
     from lowvram.stages.options.transformer import Steps, transformer_options  # imports torch

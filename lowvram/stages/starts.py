@@ -1,5 +1,6 @@
 """What each picture of a denoise task starts from: its texts, its seed, its noise."""
 
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,8 @@ from lowvram.request.denoise import DenoiseTask
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,11 @@ def items_of(task: DenoiseTask, prompts: list[dict[str, Any]]) -> list[dict[str,
         raise RequestError(
             f"{len(task.seeds)} seeds for {len(prompts) * task.images_per_prompt} pictures"
         )
+    if task.guidance_scale <= 1 and any(prompt["negative_prompt"].strip() for prompt in prompts):
+        log.warning(
+            "the negative prompt has no effect: guidance %g turns guidance off",
+            task.guidance_scale,
+        )
     owners = [index for index in range(len(prompts)) for _ in range(task.images_per_prompt)]
     return [
         {
@@ -50,6 +58,8 @@ def starts_of(
 ) -> list[Start]:
     """What each picture starts from. Given latents stand in for drawn noise."""
     given = read_latents(task, (len(items), *latent_shape(task, model)))
+    if given is not None:
+        log.info("noise from %s: seeds count only for noise that steps add", task.latents)
     return [
         Start(
             positive=_text_tensors(embeds, item["prompt_index"], ""),
