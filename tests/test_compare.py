@@ -1,11 +1,13 @@
 """`lowvram compare`: each way against the reference, each distinct stage once, reasons as rows."""
 
+import base64
 import json
 import math
 import re
 import shlex
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from lowvram import cli, errors
 from lowvram.compare import carrying, sheet, table
 from lowvram.compare.comparison import Compared, Comparison
 from lowvram.compare.differences import TextDifference, compare_texts, follow
+from lowvram.compare.page import page
 from lowvram.compare.variants import variants
 from lowvram.demo.scenes import Scene, draw
 from lowvram.progress import OnProgress
@@ -33,7 +36,7 @@ VARY = {
 
 
 def compare(folder: Path, vary: Any = VARY, **options: Any) -> Comparison:
-    chosen: dict[str, Any] = {"steps": 4, "in_process": True, **options}
+    chosen: dict[str, Any] = {"steps": 2, "in_process": True, **options}
     return lowvram.compare(PROMPTS, "demo", folder, vary=vary, **chosen)
 
 
@@ -282,7 +285,7 @@ def test_the_document(found: Comparison, folder: Path) -> None:
     text = (folder / "comparison.json").read_text()
     document = json.loads(text, parse_constant=pytest.fail)  # no NaN, no Infinity
     assert document == json.loads(json.dumps(found.to_json()))
-    assert document["settings"]["denoise"]["steps"] == 4
+    assert document["settings"]["denoise"]["steps"] == 2
     assert [each["name"] for each in document["variants"]] == [
         row.variant.name for row in found.rows
     ]
@@ -326,6 +329,18 @@ def test_the_sheet(found: Comparison, rows: dict[str, Compared]) -> None:
     assert (np.asarray(picture)[:, -sheet._MARGIN :] == 255).all()
 
 
+def test_the_page_needs_nothing_else_and_runs_nothing(found: Comparison) -> None:
+    text = found.page.read_text(encoding="utf-8")
+    assert re.findall(r"(?:src|href)=\"(?!data:)", text) == []
+    assert "<script" not in text
+    image = re.findall(r"src=\"data:image/png;base64,([^\"]+)\"", text)
+    assert [base64.b64decode(each) for each in image] == [found.sheet.read_bytes()]
+    for row in found.rows:
+        assert f"<td>{row.variant.name}</td>" in text
+    bad = replace(found, items=[{**found.items[0], "prompt": "<script>x</script>"}])
+    assert "<script>" not in page(bad, b"")
+
+
 @pytest.mark.parametrize(
     ("differences", "factor"), [([0, 0], 128), ([1], 128), ([2], 64), ([100], 2), ([128, 3], 1)]
 )
@@ -363,7 +378,8 @@ def test_the_commands_of_the_page_work(
     code = cli.exit_code([*commands[0][1:], "--in-process", "--steps", "2"])
     out, err = capsys.readouterr()
     assert (code, "Traceback" in err) == (0, False)
-    assert out.splitlines()[:2] == ["compared/sheet.png", "compared/comparison.json"]
+    written = ["sheet.png", "comparison.html", "comparison.json"]
+    assert out.splitlines()[:3] == [f"compared/{name}" for name in written]
     assert "reference: encoder whole, decode whole" in out
     with Image.open(BytesIO((tmp_path / "compared" / "sheet.png").read_bytes())) as opened:
         assert opened.format == "PNG"

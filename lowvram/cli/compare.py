@@ -33,8 +33,8 @@ def compare(
 
     Give two or more, with commas, to at least one of --weights, --transformer-weights, --decode
     and --dtype. The first of each is the reference, which all others differ from in one thing.
-    Writes comparison.json, sheet.png and the files of all stages into a folder; what an interrupted
-    comparison left there is used again. The other arguments are those of run.
+    Writes sheet.png, comparison.html, comparison.json and the files of all stages into a folder;
+    what an interrupted comparison left there is used again. The other arguments are those of run.
     """
     from lowvram.compare.comparison import compare as carry_out
 
@@ -61,7 +61,7 @@ def compare(
     if as_json:
         print_json(result.to_json())
     else:
-        print(f"{result.sheet}\n{result.document}\n\n{result.table()}")
+        print(f"{result.sheet}\n{result.page}\n{result.document}\n\n{result.table()}")
 
 
 def _signature() -> inspect.Signature:

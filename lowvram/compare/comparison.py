@@ -32,7 +32,7 @@ from lowvram.repository import Model, resolve
 from lowvram.request.run import RunOptions, Tasks, resolve_run
 from lowvram.stages.dispatch import STAGES
 
-DOCUMENT, SHEET = "comparison.json", "sheet.png"
+DOCUMENT, SHEET, PAGE = "comparison.json", "sheet.png", "comparison.html"
 _FILES = "files"
 _JUDGED_MODEL = "demo"
 
@@ -83,7 +83,7 @@ class Comparison:
         items: of each picture "prompt", "seed", "width" and "height".
         rows: the reference, then the others as they were named.
         settings: of the reference's stages, by stage: what changed a byte.
-        document, sheet: the files that were written.
+        document, sheet, page: the files that were written.
     """
 
     model: str
@@ -92,6 +92,7 @@ class Comparison:
     settings: dict[str, dict[str, Any]]
     document: Path
     sheet: Path
+    page: Path
 
     def to_json(self) -> dict[str, Any]:
         """The document that `--json` prints. An infinite number, as of equal pictures, is null."""
@@ -102,6 +103,7 @@ class Comparison:
                 "settings": self.settings,
                 "variants": [_row(each) for each in self.rows],
                 "sheet": str(self.sheet),
+                "page": str(self.page),
             }
         )
         return document
@@ -214,15 +216,24 @@ def _compared(
 def _finish(
     model: Model, items: list[dict[str, Any]], rows: list[Compared], folder: Path
 ) -> Comparison:
-    """Draw the sheet and write the document."""
+    """Draw the sheet, write the page and the document."""
+    from lowvram.compare.page import page
     from lowvram.compare.sheet import draw
 
-    shown = [{name: item[name] for name in ("prompt", "seed", "width", "height")} for item in items]
-    settings = {each.stage: each.report["settings"] for each in rows[0].stages}
     result = Comparison(
-        model.public_record()["name"], shown, rows, settings, folder / DOCUMENT, folder / SHEET
+        model=model.public_record()["name"],
+        items=[
+            {name: item[name] for name in ("prompt", "seed", "width", "height")} for item in items
+        ],
+        rows=rows,
+        settings={each.stage: each.report["settings"] for each in rows[0].stages},
+        document=folder / DOCUMENT,
+        sheet=folder / SHEET,
+        page=folder / PAGE,
     )
-    artifacts.write_bytes(result.sheet, draw(result))
+    sheet = draw(result)
+    artifacts.write_bytes(result.sheet, sheet)
+    artifacts.write_bytes(result.page, page(result, sheet).encode("utf-8", "replace"))
     artifacts.write_bytes(result.document, to_text(result.to_json()).encode())
     return result
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from lowvram.compare.differences import PictureDifference, read_levels
 from lowvram.compare.metrics import LEVELS
-from lowvram.compare.table import decibels, near_one
+from lowvram.compare.table import decibels, failures, near_one
 
 if TYPE_CHECKING:
     from PIL import Image, ImageDraw, ImageFont
@@ -36,9 +36,8 @@ _WITHIN = 0.999  # of a column's differences that must not exceed white
 def draw(comparison: "Comparison") -> bytes:
     """The sheet as PNG."""
     rows = [row for row in comparison.rows if not row.failed]
-    failed = [f"{row.variant.name}: {row.failed}" for row in comparison.rows if row.failed]
     shown = which(rows, len(comparison.items))
-    sheet = _Sheet(comparison, rows, shown, failed)
+    sheet = _Sheet(comparison, rows, shown, failures(comparison))
     buffer = io.BytesIO()
     sheet.paint().save(buffer, "PNG")
     return buffer.getvalue()

@@ -24,18 +24,26 @@ _WORDS = 3  # columns of words in a table of stages: stage, weights, dtype
 def table(comparison: "Comparison") -> str:
     """Both tables, and notes below each."""
     shown = [row for row in comparison.rows if not row.failed]
-    pictures, seeds = len(comparison.items), {item["seed"] for item in comparison.items}
-    first = comparison.items[0]
-    heading = (
-        f"{comparison.rows[0].variant.title}\n{comparison.model}, "
-        f"{_count(pictures, 'picture')} of {first['width']}x{first['height']} px, "
-        f"{_count(len({item['prompt'] for item in comparison.items}), 'prompt')}, "
-        f"{_count(len(seeds), 'seed')}"
-    )
-    failed = [f"{row.variant.name}: {row.failed}" for row in comparison.rows if row.failed]
-    parts = [heading, _aligned(far(shown), 1), "\n".join(notes(comparison))]
-    parts += [_aligned(took(shown), 1 + _WORDS), "\n".join(failed)]
+    parts = ["\n".join(heading(comparison)), _aligned(far(shown), 1), "\n".join(notes(comparison))]
+    parts += [_aligned(took(shown), 1 + _WORDS), "\n".join(failures(comparison))]
     return "\n\n".join(part for part in parts if part)
+
+
+def heading(comparison: "Comparison") -> list[str]:
+    """What is the reference; the model and the pictures."""
+    items, first = comparison.items, comparison.items[0]
+    told = [
+        comparison.model,
+        f"{_count(len(items), 'picture')} of {first['width']}x{first['height']} px",
+        _count(len({item["prompt"] for item in items}), "prompt"),
+        _count(len({item["seed"] for item in items}), "seed"),
+    ]
+    return [comparison.rows[0].variant.title, ", ".join(told)]
+
+
+def failures(comparison: "Comparison") -> list[str]:
+    """Each variant that could not be carried out, and why."""
+    return [f"{row.variant.name}: {row.failed}" for row in comparison.rows if row.failed]
 
 
 def far(rows: "Sequence[Compared]") -> list[list[str]]:
