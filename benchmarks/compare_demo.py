@@ -1,10 +1,11 @@
 """What other ways of working cost the demo model, in embeddings, latents, pictures and following.
 
-    nice python benchmarks/compare_demo.py --sheet outputs/compare_demo.png
+    OMP_NUM_THREADS=1 nice python benchmarks/compare_demo.py --sheet outputs/compare_demo.png
 
 Twelve prompts whose scenes training never saw, each with a seed of its own, through every way of
 each stage and every dtype. Writes `benchmarks/results/compare_demo.json` and `.md`; the last line
-on stdout is one compact JSON.
+on stdout is one compact JSON. One thread, because other work on the machine makes two wait for each
+other.
 """
 
 import argparse
@@ -54,7 +55,7 @@ def main() -> int:
         "benchmark": "compare_demo",
         "date": datetime.date.today().isoformat(),
         "load_average_before": load,
-        "machine": machine(),
+        "machine": {**machine(), "threads": os.environ.get("OMP_NUM_THREADS", "all cores")},
         "pictures": found.to_json()["pictures"],
         "settings": found.to_json()["settings"],
         "variants": [_short(each) for each in found.to_json()["variants"]],

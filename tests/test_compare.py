@@ -388,11 +388,12 @@ def test_the_commands_of_the_page_work(
 def test_the_command_in_json_and_its_refusals(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    common = ["compare", "a red circle", "-m", "demo", "--steps", "1", "--in-process"]
-    common += ["-o", str(tmp_path / "c")]
-    assert cli.exit_code([*common, "--decode", "whole,strips", "--json"]) == 0
+    common = ["compare", "a red circle", "-m", "demo", "--steps", "1", "-o", str(tmp_path / "c")]
+    assert cli.exit_code([*common, "--weights", "whole,4bit", "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
-    assert [each["name"] for each in document["variants"]] == ["reference", "decode strips"]
+    assert [each["name"] for each in document["variants"]] == ["reference", "encoder 4bit"]
+    assert document["variants"][1]["embeds"]["error"] > 0  # measured in the worker
+    common.append("--in-process")
     for arguments, says in {
         ("--weights", "whole"): "nothing to compare",
         ("--weights", "whole,,8bit"): "is not a list",
