@@ -1,6 +1,7 @@
 """Pictures from diffusion transformers on small graphics cards, in three stages that run alone."""
 
 from lowvram.api import decode, denoise, encode
+from lowvram.batch import BatchResult, Row, RowResult, run_many
 from lowvram.compare.comparison import Comparison, compare
 from lowvram.errors import (
     ArtifactError,
@@ -10,6 +11,7 @@ from lowvram.errors import (
     ModelError,
     NonFiniteError,
     RequestError,
+    RowsFailedError,
     StageDiedError,
     StorageError,
 )
@@ -19,6 +21,7 @@ from lowvram.run import Picture, RunResult, run
 
 __all__ = [
     "ArtifactError",
+    "BatchResult",
     "Comparison",
     "DeviceError",
     "LowvramError",
@@ -28,6 +31,9 @@ __all__ = [
     "Picture",
     "Progress",
     "RequestError",
+    "Row",
+    "RowResult",
+    "RowsFailedError",
     "RunResult",
     "Size",
     "StageDiedError",
@@ -37,4 +43,5 @@ __all__ = [
     "denoise",
     "encode",
     "run",
+    "run_many",
 ]

@@ -27,7 +27,7 @@ METADATA_KEY = "lowvram"
 SUFFIXES = {"embeds": ".embeds.safetensors", "latents": ".latents.safetensors"}
 
 # What makes each kind: the stage to name when a file of that kind is wanted.
-_MADE_BY = {"embeds": "encode", "latents": "denoise"}
+_MADE_BY = {"embeds": "encode", "latents": "denoise", "text": "encode"}
 _CHUNK_BYTES = 1 << 20
 _MAX_HEADER_BYTES = 100_000_000  # the limit in the safetensors specification
 
@@ -37,7 +37,7 @@ class Header:
     """What an artifact says of itself.
 
     Attributes:
-        kind: "embeds" or "latents".
+        kind: "embeds", "latents", or "text": a text's embeddings in the cache.
         model: the model's record (`repository.Model.record`): later stages find it from here.
         settings: every setting that changed a byte, JSON types only.
         items: one record per prompt (embeds) or per picture (latents), in order.
@@ -122,6 +122,8 @@ def read(path: Path, kind: str) -> tuple[Header, dict[str, "Tensor"]]:
         tensors = load_file(path)
     except SafetensorError:
         raise _damaged(path, header, "its list of tensors") from None
+    except FileNotFoundError:  # deleted since it was verified
+        raise ArtifactError(f"{path} does not exist: check the path") from None
     for name, tensor in tensors.items():
         described = header.tensors[name]
         if [str(tensor.dtype), list(tensor.shape)] != [
@@ -141,11 +143,14 @@ def verify(path: Path, kind: str) -> Header:
     header, offsets, start = _parse(path, kind)
     if set(offsets) != set(header.tensors):
         raise _damaged(path, header, "its list of tensors")
-    with open(path, "rb") as file:
-        for name, (begin, end) in offsets.items():
-            file.seek(start + begin)
-            if _sha256(file, end - begin) != header.tensors[name]["sha256"]:
-                raise _damaged(path, header, f"tensor {name}")
+    try:
+        with open(path, "rb") as file:
+            for name, (begin, end) in offsets.items():
+                file.seek(start + begin)
+                if _sha256(file, end - begin) != header.tensors[name]["sha256"]:
+                    raise _damaged(path, header, f"tensor {name}")
+    except OSError as error:  # deleted since, or its disk fails
+        raise ArtifactError(f"{path} cannot be read ({error.strerror}): check the path") from None
     return header
 
 

@@ -14,7 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lowvram import devices, files, prepared, selftests, versions
+from lowvram import devices, embeds_cache, files, prepared, selftests, versions
 from lowvram.diagnosis import Diagnosis, Row, private_row
 from lowvram.errors import StorageError, first_line
 from lowvram.memory import capacity, rates
@@ -48,6 +48,7 @@ def diagnose(quick: bool = False) -> Diagnosis:
         ("runs here", "pinned memory", False, _pinned),
         ("caches", "downloads", False, _downloads),
         ("caches", "prepared", False, _prepared),
+        ("caches", "embeds", False, _embeds),
     ]
     rows = [row for check in checks for row in _guarded(*check)]
     return Diagnosis(tuple(private_row(row) for row in rows))
@@ -243,6 +244,10 @@ def _downloads() -> Iterator[Row]:
 def _prepared() -> Iterator[Row]:
     size = sum(entry.bytes for entry in prepared.list_prepared())
     yield _cache("prepared", prepared.cache_folder(), size)
+
+
+def _embeds() -> Iterator[Row]:
+    yield _cache("embeds", embeds_cache.cache_folder(), embeds_cache.total_bytes())
 
 
 def _cache(name: str, folder: Path, size: int) -> Row:

@@ -9,7 +9,8 @@ LowvramError                 1  anything below
 │   └── NothingSmallerError  6  and there is no way of working left that takes less
 ├── StorageError             7  a file could not be written: no space, no permission
 ├── NonFiniteError           8  a stage computed NaN or infinity
-└── StageDiedError           9  a stage's process ended without an answer
+├── StageDiedError           9  a stage's process ended without an answer
+└── RowsFailedError         10  some rows of a list could not be done; the others were
 
 Ctrl-C exits with 130. Every message is one line: what was wrong, the value, the way out.
 Library code raises these; `translated()` turns foreign errors into them at the boundary.
@@ -76,6 +77,12 @@ class StageDiedError(LowvramError):
     """A stage's process ended without an answer."""
 
     exit_code = 9
+
+
+class RowsFailedError(LowvramError):
+    """Some rows of a list could not be done; the others were."""
+
+    exit_code = 10
 
 
 INTERRUPTED_EXIT_CODE = 130

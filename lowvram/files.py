@@ -24,7 +24,15 @@ PACKAGE = Path(__file__).parent
 
 # What a component may consist of. Only safetensors: other formats can run code when loaded.
 _WANTED = ("*.json", "*.safetensors", "*.model", "*.txt")
-_UNWANTED = ("*.fp16.*", "*.bf16.*", "*.non_ema.*", "*flax_*", "*openvino_*")
+_UNWANTED = (
+    "*.fp16.*",
+    "*.fp16-*",
+    "*.bf16.*",
+    "*.bf16-*",
+    "*.non_ema.*",
+    "*flax_*",
+    "*openvino_*",
+)
 _SAMPLED_BYTES = 1 << 16
 
 
@@ -147,6 +155,24 @@ def download(source: Source, subfolder: str) -> Path:
     if not folder.is_dir():
         raise _unavailable(source, FileNotFoundError(f"{subfolder} is missing"))
     return folder
+
+
+def sha256_on_hub(source: Source, name: str) -> str:
+    """Of a large file of a Hub repository, as the Hub says; nothing is downloaded.
+
+    Raises:
+        ModelError: there is no such file, or the Hub cannot be reached.
+    """
+    from huggingface_hub import HfApi
+
+    try:
+        infos = HfApi().get_paths_info(source.place, [name], revision=source.revision)
+        large = getattr(infos[0], "lfs", None) if infos else None
+    except Exception as error:
+        raise _unavailable(source, error) from None
+    if large is None:
+        raise ModelError(f"{source.place} has no {name}: check the name and revision")
+    return str(large.sha256)
 
 
 def missing_weights(folder: Path) -> str:

@@ -6,14 +6,17 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from lowvram import errors
 from lowvram.progress import OnProgress, Progress
+
+if TYPE_CHECKING:
+    from lowvram.stages.dispatch import OnTold
 
 log = logging.getLogger(__name__)
 
@@ -42,11 +45,16 @@ class StageProcesses:
             _terminate(self._worker)
         self._leave()
 
-    def run(self, stage: str, task: Mapping[str, Any], on_progress: OnProgress) -> dict[str, Any]:
+    def run(
+        self,
+        stage: str,
+        tasks: Sequence[Mapping[str, Any]],
+        on_progress: OnProgress,
+        on_outcome: "OnTold",
+    ) -> dict[str, Any]:
         """Carry out one stage and wait for it.
 
-        Returns:
-            as `stages.dispatch.carry_out`.
+        Args and returns: as `stages.dispatch.carry_out`.
 
         Raises:
             LowvramError: what the stage raised.
@@ -55,7 +63,7 @@ class StageProcesses:
         worker = self._start()
         assert worker.stdin is not None and worker.stdout is not None
         with suppress(OSError):  # it has died: reading below says so
-            worker.stdin.write(json.dumps({"stage": stage, "task": task}) + "\n")
+            worker.stdin.write(json.dumps({"stage": stage, "tasks": list(tasks)}) + "\n")
             worker.stdin.flush()
         for line in worker.stdout:
             event = json.loads(line)
@@ -64,6 +72,8 @@ class StageProcesses:
                 self._leave()
             if kind == "progress":
                 on_progress(Progress(**event))
+            elif kind == "outcome":
+                on_outcome(event["index"], event["outcome"])
             elif kind == "log":
                 log.log(event["level"], "%s", event["message"])
             elif kind == "done":

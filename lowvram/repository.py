@@ -77,7 +77,7 @@ class Model:
     def config(self, role: str) -> Config:
         """The component's configuration, fetched singly."""
         name = "scheduler_config.json" if role == "scheduler" else "config.json"
-        name = f"{self._subfolder(role)}/{name}".removeprefix("/")
+        name = f"{self.subfolder(role)}/{name}".removeprefix("/")
         path = find(self.sources[role], name)
         if path is None:
             place = self.sources[role].place
@@ -90,7 +90,7 @@ class Model:
         Raises:
             ModelError: not to be had, no safetensors in it, or changed since the artifact was made.
         """
-        source, subfolder = self.sources[role], self._subfolder(role)
+        source, subfolder = self.sources[role], self.subfolder(role)
         if source.kind == "hub":
             folder = download(source, subfolder)
         else:
@@ -112,11 +112,11 @@ class Model:
 
     def local_files(self, role: str) -> list[Path]:
         """The component's safetensors that are here already; nothing is downloaded."""
-        config = find(self.sources[role], f"{self._subfolder(role)}/config.json".removeprefix("/"))
+        config = find(self.sources[role], f"{self.subfolder(role)}/config.json".removeprefix("/"))
         return [] if config is None else sorted(config.parent.glob("*.safetensors"))
 
-    def _subfolder(self, role: str) -> str:
-        """Where the component lies; "" for a transformer saved on its own."""
+    def subfolder(self, role: str) -> str:
+        """Where the component lies in its source; "" for one saved on its own."""
         subfolder = self.get_family().component(role).subfolder
         if role == "transformer" and not find(self.sources[role], f"{subfolder}/config.json"):
             return ""

@@ -4,31 +4,25 @@ What can be refused is refused before anything is loaded. Each stage's file is k
 that what failed can be done again from there. Imports no torch.
 """
 
-import itertools
-import logging
 import re
-import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Unpack
 
 from lowvram import artifacts
-from lowvram.errors import LowvramError, MemoryExhaustedError, NothingSmallerError, RequestError
+from lowvram.course import Trip, carry_through
+from lowvram.errors import RequestError
 from lowvram.memory.report import table
 from lowvram.memory.report_files import to_text
 from lowvram.processes import StageProcesses
 from lowvram.progress import OnProgress, ignore
 from lowvram.repository import DEFAULT_MODEL, resolve
-from lowvram.request.run import RunOptions, Tasks, resolve_run
-from lowvram.request.tasks import to_json
-from lowvram.stages.dispatch import STAGES, carry_out
+from lowvram.request.run import RunOptions, resolve_run
+from lowvram.stages.dispatch import carry_out
 
 DEFAULT_FOLDER = Path("outputs")
-Carry = Callable[[str, Mapping[str, Any], OnProgress], dict[str, Any]]
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -42,6 +36,10 @@ class Picture:
     height: int
     embeds: Path
     latents: Path
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON types."""
+        return {k: str(v) if isinstance(v, Path) else v for k, v in vars(self).items()}
 
 
 @dataclass(frozen=True)
@@ -60,13 +58,7 @@ class RunResult:
 
     def to_json(self) -> dict[str, Any]:
         """The document that `--json` prints."""
-        return {
-            "images": [
-                {k: str(v) if isinstance(v, Path) else v for k, v in vars(image).items()}
-                for image in self.images
-            ],
-            "stages": self.stages,
-        }
+        return {"images": [image.to_json() for image in self.images], "stages": self.stages}
 
     def table(self) -> str:
         """Memory and time of each stage, for people."""
@@ -97,64 +89,21 @@ def run(
         processes = None if in_process else stack.enter_context(StageProcesses())
         texts = [prompts] if isinstance(prompts, str) else list(prompts)
         picture = _picture_path(output, texts)
-        tasks = resolve_run(prompts, resolve(model, revision), picture, **options)
-        results = _run_stages(tasks, processes, on_progress)
-    return _finish(results, tasks)
+        trip = Trip(resolve_run(prompts, resolve(model, revision), picture, **options))
+        carry = carry_out if processes is None else processes.run
+        stages, _ = carry_through([trip], carry, on_progress)
+    if trip.error is not None:
+        raise trip.error
+    result = RunResult(pictures_of(trip), stages, picture.with_suffix(".report.json"))
+    artifacts.write_bytes(result.report, to_text(result.to_json()).encode())
+    return result
 
 
-def _run_stages(
-    tasks: Tasks,
-    processes: StageProcesses | None,
-    on_progress: OnProgress,
-) -> list[dict[str, Any]]:
-    """The result of each stage; an error says what is kept and how to go on."""
-    carry = processes.run if processes is not None else carry_out
-    if tasks[1].asks_the_scheduler:
-        carry("check", to_json(tasks[1]), on_progress)
-    if tasks[0].vram or tasks[0].stage_budget:  # what cannot fit is refused before any load
-        every = zip(STAGES, (to_json(task) for task in tasks), strict=True)
-        carry("plan", dict(every), on_progress)
-    results: list[dict[str, Any]] = []
-    for stage, task in zip(STAGES, (to_json(task) for task in tasks), strict=True):
-        try:
-            results.append(stepping_down(stage, task, carry, on_progress))
-        except LowvramError as error:
-            if not results:
-                raise
-            kept = results[-1]["paths"][0]
-            raise type(error)(
-                f"{error} (kept: {kept}; go on from it with {shlex.join(['lowvram', stage, kept])}"
-                f" and the options of that stage)"
-            ) from None
-    return results
-
-
-def stepping_down(
-    stage: str, task: dict[str, Any], carry: Carry, on_progress: OnProgress
-) -> dict[str, Any]:
-    """A stage's result, by a way of working that takes less after each out-of-memory.
-
-    Raises:
-        MemoryExhaustedError: there is none that takes less.
-    """
-    first: MemoryExhaustedError | None = None
-    for steps_down in itertools.count():
-        try:
-            return carry(stage, {**task, "steps_down": steps_down}, on_progress)
-        except NothingSmallerError:
-            assert first is not None  # it says that something has run out before
-            raise first from None
-        except MemoryExhaustedError as error:
-            first = first or error
-            log.warning("%s: trying what takes less", error)
-    raise AssertionError("unreachable")
-
-
-def _finish(results: list[dict[str, Any]], tasks: Tasks) -> RunResult:
-    embeds, latents = Path(tasks[0].output), Path(tasks[1].output)
-    report = Path(tasks[2].output).with_suffix(".report.json")
-    decoded = results[-1]
-    images = [
+def pictures_of(trip: Trip) -> list[Picture]:
+    """What a trip that has arrived has made."""
+    embeds, latents = Path(trip.tasks[0].output), Path(trip.tasks[1].output)
+    decoded = trip.made[-1]
+    return [
         Picture(
             path=Path(path),
             prompt=item["prompt"],
@@ -166,9 +115,6 @@ def _finish(results: list[dict[str, Any]], tasks: Tasks) -> RunResult:
         )
         for path, item in zip(decoded["paths"], decoded["items"], strict=True)
     ]
-    result = RunResult(images, [each["report"] for each in results], report)
-    artifacts.write_bytes(report, to_text(result.to_json()).encode())
-    return result
 
 
 def _picture_path(output: str | Path | None, prompts: Sequence[str]) -> Path:
@@ -182,9 +128,15 @@ def _picture_path(output: str | Path | None, prompts: Sequence[str]) -> Path:
 
 def new_path(prompts: Sequence[str], suffix: str, folder: Path = DEFAULT_FOLDER) -> Path:
     """A path in the folder, named after the first prompt, that no earlier run has used."""
-    words = re.findall(r"\w+", prompts[0].lower()) if prompts else []
-    name = "-".join(words)[:60].rstrip("-") or "picture"
+    name = words_of(prompts[0] if prompts else "")
     number = 1
     while any(folder.glob(f"{name}{'' if number == 1 else f'-{number}'}.*")):
         number += 1
     return folder / f"{name}{'' if number == 1 else f'-{number}'}{suffix}"
+
+
+def words_of(prompt: str) -> str:
+    """The first words of a prompt as a part of a file's name."""
+    words = re.findall(r"\w+", prompt.lower())
+    name = "-".join(words)[:60].encode()[:120].decode(errors="ignore")  # a name may have 255 bytes
+    return name.rstrip("-") or "picture"

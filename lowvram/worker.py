@@ -1,10 +1,10 @@
 """The process that stages run in, started by `processes.StageProcesses`.
 
-Reads tasks as JSON lines on stdin, writes events as JSON lines on what was its stdout (anything
-else that prints there goes to stderr). On Linux it imports the libraries once and forks a child
-for each task, so that every stage has a process of its own that ends with it, and only the first
+Reads lists of tasks as JSON lines on stdin, writes events as JSON lines on what was its stdout
+(anything else that prints there goes to stderr). On Linux it imports the libraries once and forks a
+child for each list: every stage has a process of its own that ends with it, and only the first
 one pays for the imports. Elsewhere, and wherever importing has touched the GPU, it carries out
-one task and ends.
+one list and ends.
 """
 
 import json
@@ -33,7 +33,7 @@ class _EventHandler(logging.Handler):
 
 
 def main() -> None:
-    """Serve tasks until stdin ends."""
+    """Serve lists of tasks until stdin ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the stage, and for who started us
     events = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
@@ -75,13 +75,14 @@ def _preload() -> bool:
 
 
 def _serve(request: dict[str, Any], events: IO[str], last: bool) -> None:
-    """Carry out one task and say how it ended, and whether this process takes no further one."""
+    """Carry out one stage and say how it ended, and whether this process takes no further one."""
     try:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         result = carry_out(
             request["stage"],
-            request["task"],
+            request["tasks"],
             lambda progress: _send(events, "progress", **asdict(progress)),
+            lambda index, outcome: _send(events, "outcome", index=index, outcome=outcome),
         )
         _send(events, "done", last=last, **result)
     except LowvramError as error:

@@ -217,7 +217,7 @@ def test_exit_codes_are_distinct_and_documented() -> None:
         for kind in vars(errors).values()
         if isinstance(kind, type) and issubclass(kind, errors.LowvramError)
     ]
-    assert {kind.exit_code for kind in found} == set(range(1, 10))
+    assert {kind.exit_code for kind in found} == set(range(1, 11))
     assert [kind for kind in found if "exit_code" not in vars(kind)] == [errors.NothingSmallerError]
     for kind in found:
         assert f"{kind.__name__} " in (errors.__doc__ or "")

@@ -21,7 +21,7 @@ NAMES = {
     "rates": {"measured", "disk", "host to device", "context", "cuBLAS"}
     | {f"{dtype} product" for dtype in rates.DTYPES},
     "runs here": {"bfloat16", "int8", "nf4", "pinned memory"},
-    "caches": {"downloads", "prepared"},
+    "caches": {"downloads", "prepared", "embeds"},
 }
 
 

@@ -3,7 +3,6 @@
 import gc
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -13,12 +12,12 @@ from test_plan import pixels
 
 import lowvram
 from lowvram import errors
+from lowvram.course import Trip, _carry_stage
 from lowvram.memory.count import LiveBytes
 from lowvram.progress import ignore
 from lowvram.repository import resolve
 from lowvram.request.run import resolve_run
 from lowvram.request.tasks import to_json
-from lowvram.run import _stepping_down
 from lowvram.stages.dispatch import STAGES, carry_out
 
 FAULTS = 50
@@ -40,32 +39,33 @@ class Fault(LiveBytes):
 
 
 @pytest.fixture(scope="module")
-def tasks(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+def trip(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Trip:
     """The three stages of a run whose files are there, so that each can be done alone."""
     picture = tmp_path_factory.mktemp("faults") / "x.png"
     made = resolve_run(
         [PROMPT], resolve(str(tiny)), picture, steps=2, size=(64, 64), binning=False, dtype="fp32"
     )
-    tasks = [to_json(task) for task in made]
-    for stage, task in zip(STAGES, tasks, strict=True):
-        carry_out(stage, task, ignore)
-    return tasks
+    trip = Trip(made)
+    for stage, task in zip(STAGES, made, strict=True):
+        carry_out(stage, [to_json(task)], ignore, lambda _, told, at=stage: trip.hear(at, told))
+    assert len(trip.made) == 3
+    return trip
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_refused_allocation(
-    stage: str, tasks: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_refused_allocation(stage: str, trip: Trip, monkeypatch: pytest.MonkeyPatch) -> None:
     """It recovers with the same result, or exits with the code; no artifact is lost."""
-    task = tasks[STAGES.index(stage)]
-    output, inputs = Path(task["output"]), [Path(each["output"]) for each in tasks]
+    at = STAGES.index(stage)
+    output, inputs = Path(trip.tasks[at].output), [Path(each.output) for each in trip.tasks]
     before = {path: path.read_bytes() for path in inputs}
     expected = _result(output)
     recovered = 0
     for number in range(FAULTS):
         with Fault(number) as fault:
             try:
-                _stepping_down(stage, task, carry_out, ignore)
+                again = Trip(trip.tasks, trip.made[:at])
+                _carry_stage(at, [again], carry_out, ignore)
+                assert again.error is None and len(again.made) == at + 1
                 recovered += 1
             except errors.MemoryExhaustedError as error:
                 assert error.exit_code == 6

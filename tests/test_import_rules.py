@@ -28,6 +28,7 @@ LIGHT = (
     "repository",
     "families",
     "prepared",
+    "contents",
     "doctor",
 )
 FORBIDDEN = {

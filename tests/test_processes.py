@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -27,9 +28,15 @@ def test_one_worker_serves_all_stages_and_dies_when_told(tiny: Path, tmp_path: P
     model = resolve(str(tiny))
     seen: list[Progress] = []
     task = to_json(resolve_encode("a cat", model, tmp_path / "x.embeds.safetensors"))
+    told: list[dict[str, Any]] = []
+
+    def hear(index: int, outcome: dict[str, Any]) -> None:
+        told.append({"index": index, **outcome})
+
     with StageProcesses() as processes:
-        done = processes.run("encode", task, seen.append)
-        assert done["paths"] == [str(tmp_path / "x.embeds.safetensors")]
+        done = processes.run("encode", [task], seen.append, hear)
+        assert told[0]["index"] == 0
+        assert told[0]["paths"] == [str(tmp_path / "x.embeds.safetensors")]
         assert done["report"]["stage"] == "encode"
         assert [(p.doing, p.done, p.total) for p in seen][-1] == ("encoding", 2, 2)
         worker = children()[0]
@@ -37,17 +44,19 @@ def test_one_worker_serves_all_stages_and_dies_when_told(tiny: Path, tmp_path: P
         with pytest.raises(errors.ModelError, match="does not exist"):
             broken = {**task["model"], "sources": {**task["model"]["sources"]}}
             broken["sources"]["tokenizer"] = {"place": "none", "revision": "", "kind": "folder"}
-            processes.run("encode", {**task, "model": broken}, seen.append)
+            processes.run("encode", [{**task, "model": broken}], seen.append, hear)
         with pytest.raises(errors.StageDiedError, match="encode met a bug"):
-            processes.run("encode", {**task, "bogus": 1}, seen.append)
+            processes.run("encode", [{**task, "bogus": 1}], seen.append, hear)
 
         def kill(progress: Progress) -> None:
             for child in worker.children() if worker.children() else [worker]:
                 child.send_signal(signal.SIGKILL)
 
         with pytest.raises(errors.MemoryExhaustedError, match="was killed by the system"):
-            processes.run("encode", task, kill)
-        assert processes.run("encode", task, seen.append)["items"] == done["items"]
+            processes.run("encode", [task], kill, hear)
+        assert len(told) == 1
+        processes.run("encode", [task], seen.append, hear)
+        assert told[1] == told[0]
     assert children() == []
 
 
@@ -62,7 +71,11 @@ def test_where_processes_cannot_fork(
         for name in ("one", "two"):
             output = tmp_path / f"{name}.embeds.safetensors"
             task = to_json(resolve_encode("a cat", model, output))
-            assert processes.run("encode", task, lambda progress: None)["paths"] == [str(output)]
+            told: list[dict[str, Any]] = []
+            processes.run(
+                "encode", [task], lambda _: None, lambda _, each, to=told: to.append(each)
+            )
+            assert told[0]["paths"] == [str(output)]
     assert children() == []
 
 

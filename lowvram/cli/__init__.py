@@ -11,7 +11,7 @@ from io import TextIOWrapper
 import typer
 
 from lowvram import errors
-from lowvram.cli import compare, stages, tools
+from lowvram.cli import caches, compare, stages, tools
 
 app = typer.Typer(
     name="lowvram",
@@ -36,6 +36,7 @@ for command in (
     tools.doctor,
 ):
     app.command()(command)
+app.add_typer(caches.app)
 
 
 def main() -> None:

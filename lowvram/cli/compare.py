@@ -12,7 +12,7 @@ from lowvram.cli.stages import for_run, run
 from lowvram.compare.variants import AXES
 
 # What is varied instead of set once; the others of `run` are about its output.
-_OTHER = ("output", "in_process", "as_json")
+_OTHER = ("output", "in_process", "as_json", "prompts_file", "cache")
 _VARIED = {
     "encoder_weights": "Text encoders to compare",
     "transformer_weights": "Transformers to compare",
@@ -46,6 +46,7 @@ def compare(
         if values:
             vary[axis] = values
     model, revision = given["model"], given["revision"]
+    given["cache"] = False
     options = {name: value for name, value in for_run(given).items() if name not in AXES}
     with showing_progress(loads_here=in_process) as on_progress:
         result = carry_out(

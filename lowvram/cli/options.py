@@ -18,6 +18,19 @@ Number = TypeVar("Number", int, float)
 Prompts = Annotated[
     list[str], typer.Argument(metavar="PROMPT…", help="What the pictures shall show.")
 ]
+PromptsOrNone = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="PROMPT…", help="What the pictures shall show.", show_default=False),
+]
+PromptsFile = Annotated[
+    str | None,
+    typer.Option(
+        "--prompts",
+        metavar="FILE",
+        help="Instead of PROMPT: a list, as text (a prompt a line), CSV or JSON Lines; - for "
+        "standard input.",
+    ),
+]
 ModelName = Annotated[
     str,
     typer.Option(
@@ -82,6 +95,20 @@ Padding = Annotated[
 ]
 MaxTokens = Annotated[
     int | None, typer.Option("--max-tokens", help="Where prompts are cut; default: the model's.")
+]
+Weighting = Annotated[
+    bool,
+    typer.Option(
+        "--weighting/--no-weighting",
+        help="Read (word:1.3), (word) and [word] as weights; else brackets are text.",
+    ),
+]
+Cache = Annotated[
+    bool,
+    typer.Option(
+        "--cache/--no-cache",
+        help="Take embeddings of texts that were encoded before, and keep new ones.",
+    ),
 ]
 Seed = Annotated[
     str,

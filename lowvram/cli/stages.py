@@ -1,6 +1,7 @@
 """The commands that make pictures: each stage alone, `run` for all three, and `plan` before it."""
 
 import inspect
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import gettempdir
@@ -12,6 +13,7 @@ from lowvram.cli.options import (
     AsJson,
     BatchSize,
     Binning,
+    Cache,
     CleanCaption,
     Decode,
     Device,
@@ -28,6 +30,8 @@ from lowvram.cli.options import (
     Padding,
     PictureSize,
     Prompts,
+    PromptsFile,
+    PromptsOrNone,
     Revision,
     Seed,
     Sigmas,
@@ -36,12 +40,14 @@ from lowvram.cli.options import (
     Timesteps,
     TransformerWeights,
     Vram,
+    Weighting,
     Weights,
     parse_numbers,
     parse_seeds,
     parse_size,
 )
 from lowvram.cli.output import beside, print_json, print_stage, showing_progress
+from lowvram.errors import RequestError
 from lowvram.memory.budget import parse_bytes
 from lowvram.repository import DEFAULT_MODEL
 from lowvram.request.denoise import TRANSFORMER_WEIGHTS
@@ -52,6 +58,8 @@ _AS_THEY_ARE = (
     "transformer_weights",
     "padding",
     "max_tokens",
+    "weighting",
+    "cache",
     "steps",
     "binning",
     "eta",
@@ -75,6 +83,8 @@ def encode(
     clean: CleanCaption = True,
     padding: Padding = "none",
     max_tokens: MaxTokens = None,
+    weighting: Weighting = False,
+    cache: Cache = True,
     vram: Vram = None,
     stage_budget: StageBudget = None,
     revision: Revision = None,
@@ -100,6 +110,8 @@ def encode(
             clean_caption=clean,
             padding=padding,
             max_tokens=max_tokens,
+            weighting=weighting,
+            cache=cache,
             vram=parse_bytes("--vram", vram),
             stage_budget=parse_bytes("--stage-budget", stage_budget),
             revision=revision,
@@ -204,7 +216,8 @@ def decode(
 
 
 def run(
-    prompts: Prompts,
+    prompts: PromptsOrNone = None,
+    prompts_file: PromptsFile = None,
     model: ModelName = DEFAULT_MODEL,
     output: Annotated[
         Path | None,
@@ -240,6 +253,8 @@ def run(
     clean: CleanCaption = True,
     padding: Padding = "none",
     max_tokens: MaxTokens = None,
+    weighting: Weighting = False,
+    cache: Cache = True,
     dtype: Dtype = "auto",
     device: Device = "auto",
     batch_size: BatchSize = 1,
@@ -251,9 +266,14 @@ def run(
 
     \b
     lowvram run "a large blue star on a yellow background" -m demo -o star.png
+    lowvram run --prompts prompts.csv -m demo -o pictures/
     """
     from lowvram.run import run as run_stages
 
+    if prompts_file is not None:
+        return _run_list(locals())
+    if not prompts:
+        raise RequestError("say what the picture shall show, or name a list of it with --prompts")
     arguments = for_run(locals())
     with showing_progress(loads_here=in_process) as on_progress:
         result = run_stages(
@@ -271,6 +291,59 @@ def run(
         for image in result.images:
             print(image.path)
         print(f"\n{result.table()}")
+
+
+# What says how a list as a whole is carried out: no row may set it.
+_OF_THE_LIST = (
+    "model",
+    "output",
+    "encoder_weights",
+    "transformer_weights",
+    "pixels",
+    "vram",
+    "stage_budget",
+    "dtype",
+    "device",
+    "batch_size",
+    "cache",
+    "revision",
+    "in_process",
+    "as_json",
+    "prompts_file",
+)
+
+
+def _run_list(given: dict[str, Any]) -> None:
+    """`run --prompts`: one picture or more for each row."""
+    from lowvram.batch import SHARED, run_listed
+    from lowvram.cli.rows import fields_of, read_lines, to_listed
+
+    if given["prompts"]:
+        raise RequestError("PROMPT and --prompts exclude each other: put all into the list")
+    name = given["prompts_file"]
+    known = fields_of(run, _OF_THE_LIST)
+    listed = [to_listed(line, known, given, for_run) for line in read_lines(name, known)]
+    shared = {k: v for k, v in for_run(given).items() if k in SHARED}
+    with showing_progress(loads_here=given["in_process"]) as on_progress:
+        result = run_listed(
+            listed,
+            given["model"],
+            given["output"],
+            "batch" if name == "-" else Path(name).stem,
+            revision=given["revision"],
+            in_process=given["in_process"],
+            on_progress=on_progress,
+            **shared,
+        )
+    if given["as_json"]:
+        print_json(result.to_json())
+    else:
+        for image in result.images:
+            print(image.path)
+        print(f"\n{result.table()}")
+        for row in result.failed:
+            print(f"failed: {row}", file=sys.stderr)
+    result.raise_failed()
 
 
 def plan(every: bool, as_json: bool, device: str, **arguments: Any) -> None:
@@ -291,20 +364,28 @@ def plan(every: bool, as_json: bool, device: str, **arguments: Any) -> None:
     quiet_environment()
     model = resolve(arguments.pop("model"), arguments.pop("revision"))
     prompts = arguments.pop("prompts")
+    if not prompts:
+        raise RequestError("say what the picture shall show")
     nowhere = Path(gettempdir(), "x.png")  # nothing is written, and this can be everywhere
     tasks = resolve_run(prompts, model, nowhere, **for_run({**arguments, "device": device}))
     from lowvram.stages import plan as planning  # imports torch
 
     if tasks[1].asks_the_scheduler:
-        from lowvram.stages.denoise import check
+        from lowvram.stages.denoise import check_each
 
-        check(tasks[1])  # refused here as it would be in the run
+        refused: list[Any] = []  # here as it would be in the run
+        check_each([tasks[1]], lambda _, outcome: refused.append(outcome))
+        if refused:
+            raise refused[0]
     there = planning.device_to_plan_for(device, tasks[0].vram)
     rows = planning.plan(*tasks, there, every)
     if as_json:
         print_json(as_document(rows, str(there)))
     else:
         print(as_table(rows, str(there)))
+
+
+_NOT_OF_PLAN = ("output", "in_process", "as_json", "prompts_file")
 
 
 def _signature_of_plan() -> inspect.Signature:
@@ -314,7 +395,7 @@ def _signature_of_plan() -> inspect.Signature:
         "every": Annotated[bool, typer.Option("--all", help="Every way, also what does not fit.")],
         "as_json": AsJson,
     }
-    kept = [p for name, p in shared.items() if name not in ("output", "in_process", "as_json")]
+    kept = [p for name, p in shared.items() if name not in _NOT_OF_PLAN]
     kept += [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=kind)
         for name, kind in own.items()

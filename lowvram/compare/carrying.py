@@ -3,17 +3,22 @@
 The only file of this package that knows the worker and `run`'s way down after an out-of-memory.
 """
 
+import itertools
+import logging
 from collections.abc import Mapping
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, Self
 
+from lowvram.course import Carry
+from lowvram.errors import MemoryExhaustedError, NothingSmallerError
 from lowvram.processes import StageProcesses
 from lowvram.progress import OnProgress, ignore
 from lowvram.request.denoise import DenoiseTask
 from lowvram.request.tasks import AnyTask, to_json
-from lowvram.run import Carry, stepping_down
-from lowvram.stages.dispatch import carry_out
+from lowvram.stages.dispatch import carry_out, error_of
+
+log = logging.getLogger(__name__)
 
 
 class Carrier:
@@ -40,10 +45,10 @@ class Carrier:
         """Find out before anything is loaded whether the model's scheduler can do the task.
 
         Raises:
-            LowvramError: as `stages.denoise.check`.
+            LowvramError: as `stages.denoise.check_each`.
         """
         if task.asks_the_scheduler:
-            self._carry("check", to_json(task), ignore)
+            self._one("check", to_json(task), ignore)
 
     def stage(self, stage: str, task: AnyTask, on_progress: OnProgress) -> Mapping[str, Any]:
         """Carry out one stage; after an out-of-memory by a way that takes less, as `run` does.
@@ -54,8 +59,28 @@ class Carrier:
         Raises:
             LowvramError: as the stage does.
         """
-        return stepping_down(stage, to_json(task), self._carry, on_progress)
+        first: MemoryExhaustedError | None = None
+        for steps_down in itertools.count():
+            try:
+                return self._one(stage, {**to_json(task), "steps_down": steps_down}, on_progress)
+            except NothingSmallerError:
+                assert first is not None  # it says that something has run out before
+                raise first from None
+            except MemoryExhaustedError as error:
+                first = first or error
+                log.warning("%s: trying what takes less", error)
+        raise AssertionError("unreachable")
 
     def measure(self, task: Mapping[str, Any]) -> Mapping[str, Any]:
         """See `differences.measure`."""
-        return self._carry("measure", task, ignore)
+        found: Mapping[str, Any] = self._one("measure", task, ignore)["report"]
+        return found
+
+    def _one(self, stage: str, task: Mapping[str, Any], on_progress: OnProgress) -> dict[str, Any]:
+        """What came of one task, with the stage's report."""
+        outcome: dict[str, Any] = {}
+        told = self._carry(stage, [task], on_progress, lambda _, each: outcome.update(each))
+        error = error_of(outcome)
+        if error is not None:
+            raise error
+        return {**outcome, **told}

@@ -145,7 +145,8 @@ def compare(
         records, rows = Records(), list[Compared]()
         items: list[dict[str, Any]] = []
         for way in ways:
-            asked: dict[str, Any] = {**options, **way.options}
+            # What a way takes is measured: nothing comes from an earlier run's cache.
+            asked: dict[str, Any] = {**options, **way.options, "cache": False}
             log.info("%s", way.title)
             try:
                 tasks = resolve_run(prompts, found, _picture(Path(output), way), **asked)

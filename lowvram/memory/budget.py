@@ -116,5 +116,16 @@ def tracked(device: "torch.device", room: Room, weights: int) -> Iterator["LiveB
         yield live
 
 
+@contextmanager
+def untracked() -> Iterator[None]:
+    """A context inside of `tracked` in which nothing new is counted: the files that are read and
+    written while a component is loaded are no part of its work.
+    """
+    from torch.utils._python_dispatch import _disable_current_modes
+
+    with _disable_current_modes():
+        yield
+
+
 def _known(measured: int | None, guess: int | None) -> int:
     return (guess or 0) if measured is None else measured

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
 
+from lowvram import emphasis
 from lowvram.errors import RequestError
 from lowvram.repository import Model
 from lowvram.request.checks import artifact, budget, in_range, is_unicode, one_of
@@ -28,6 +29,8 @@ class EncodeTask:
     clean_caption: bool
     padding: str
     max_tokens: int
+    weighting: bool
+    cache: bool
     vram: int  # bytes that the process may take on the device; 0 for what is free
     stage_budget: int  # bytes that tensors may take there, which counts instead; 0 for none
     steps_down: int  # ways of working that have run out of memory already
@@ -43,6 +46,8 @@ class EncodeOptions(TypedDict, total=False):
     clean_caption: bool
     padding: str
     max_tokens: int | None
+    weighting: bool
+    cache: bool
     vram: int | None
     stage_budget: int | None
 
@@ -59,6 +64,8 @@ def resolve_encode(
     clean_caption: bool = True,
     padding: str = "none",
     max_tokens: int | None = None,
+    weighting: bool = False,
+    cache: bool = True,
     vram: int | None = None,
     stage_budget: int | None = None,
 ) -> EncodeTask:
@@ -72,6 +79,9 @@ def resolve_encode(
         clean_caption: clean the text as the model's training captions were.
         padding: "none" encodes real tokens only; "max" pads as the diffusers pipeline does.
         max_tokens: at which text is cut; None for the family's limit.
+        weighting: read (word:1.3) and the like as weights; see emphasis.py. False takes brackets as
+            they stand.
+        cache: take embeddings of texts that were encoded before, and keep those that are not.
         vram: bytes that the process may take on the device; None for what is free.
         stage_budget: bytes that tensors may take there, which counts instead; None for none.
 
@@ -95,6 +105,8 @@ def resolve_encode(
         )
     if any(not is_unicode(text) for text in (*texts, *negative)):
         raise RequestError("the prompt is not valid text: check the terminal's encoding")
+    for text in (*texts, *negative) if weighting else ():
+        emphasis.parse(text)  # refuses weights that are out of range
     limit = model.get_family().max_tokens
     return EncodeTask(
         model=model.record(),
@@ -107,6 +119,8 @@ def resolve_encode(
         clean_caption=clean_caption,
         padding=one_of("--padding", padding, PADDINGS),
         max_tokens=in_range("--max-tokens", limit if max_tokens is None else max_tokens, 2, limit),
+        weighting=weighting,
+        cache=cache,
         vram=budget("--vram", vram),
         stage_budget=budget("--stage-budget", stage_budget),
         steps_down=0,

@@ -31,6 +31,8 @@ class RunOptions(TypedDict, total=False):
     clean_caption: bool
     padding: str
     max_tokens: int | None
+    weighting: bool
+    cache: bool
     # of denoise
     seed: int | Sequence[int]
     images_per_prompt: int | None

@@ -1,9 +1,10 @@
 """The tasks of all stages, and how they travel between processes."""
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any, TypeVar
 
+from lowvram.artifacts import canonical_json
 from lowvram.request.decode import DecodeTask
 from lowvram.request.denoise import DenoiseTask
 from lowvram.request.encode import EncodeTask
@@ -19,5 +20,15 @@ def to_json(task: AnyTask) -> dict[str, Any]:
 
 def from_json(kind: type[Task], value: Mapping[str, Any]) -> Task:
     """The task that `to_json` described."""
-    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
-    return kind(**fields)
+    given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
+    return kind(**given)
+
+
+def alike(task: AnyTask, *own: str) -> str:
+    """A text that is equal for tasks which differ in nothing but their `own` fields.
+
+    What a later field says is shared unless it is named: nothing that differs is ever mixed.
+    """
+    unknown = set(own) - {field.name for field in fields(task)}
+    assert not unknown, unknown
+    return canonical_json({k: v for k, v in to_json(task).items() if k not in own})

@@ -2,6 +2,8 @@
 
 import hashlib
 import logging
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,20 +15,33 @@ from lowvram.memory.meter import Meter
 from lowvram.progress import OnProgress, Progress, ignore
 from lowvram.repository import Model
 from lowvram.request.denoise import DenoiseTask
-from lowvram.stages.result import StageResult, report_stage
+from lowvram.stages.groups import Group, Job, grouped, most_demanding
+from lowvram.stages.result import (
+    Made,
+    OnOutcome,
+    Outcomes,
+    StageResult,
+    StageResults,
+    report_stage,
+    shared_settings,
+    unheard,
+)
 from lowvram.stages.sampling import Callback, Network, denoise_all, every
 from lowvram.stages.schedule import scheduler_maker
-from lowvram.stages.starts import items_of, latent_shape, read_latents, starts_of
+from lowvram.stages.starts import latent_shape, read_latents
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
+
+    from lowvram.stages.decision import Decision
+    from lowvram.stages.options.transformer import Placed
 
 _OR_STREAM = ", or --weights stream (run: --transformer-weights stream)"
 
 log = logging.getLogger(__name__)
 
 
-@translated("denoise")
 def denoise(
     task: DenoiseTask,
     on_progress: OnProgress = ignore,
@@ -48,34 +63,38 @@ def denoise(
         raise RequestError(f"callback_steps {callback_steps} is out of range: 1 or more")
     if callback is None and callback_steps > 1:
         raise RequestError(f"callback_steps {callback_steps} has no effect without a callback")
-    embeds_header, embeds = artifacts.read(Path(task.embeds), "embeds")
-    from lowvram.stages.decision import decide
-    from lowvram.stages.options.transformer import Steps, transformer_options  # imports torch
+    return denoise_each([task], on_progress, callback=every(callback_steps, callback)).only()
 
+
+@translated("denoise")
+def denoise_each(
+    tasks: Sequence[DenoiseTask],
+    on_progress: OnProgress = ignore,
+    on_outcome: OnOutcome = unheard,
+    callback: Callback | None = None,
+) -> StageResults:
+    """Write the latents of every task, with the transformer loaded once.
+
+    Args:
+        tasks: of one model, and alike in weights, dtype, device, batch size and budgets. Pictures
+            of those that are computed alike share batches.
+        on_outcome: told of each task as soon as its file is written, or what went wrong with it.
+
+    Raises:
+        ModelError, DeviceError, MemoryExhaustedError: what concerns all tasks that are left.
+    """
+    task = tasks[0]
+    outcomes = Outcomes(len(tasks), on_outcome)
     model = Model.from_record(task.model)
     component = model.get_family().component("transformer")
     device = choose_device(task.device)
     dtype, dtype_reason = choose_dtype(task.dtype, component.dtype, device)
-    items = items_of(task, embeds_header.items)
-    make_scheduler = scheduler_maker(task, model)
-    make_scheduler("cpu")  # refuses what it cannot do, before anything is loaded
-    starts = starts_of(task, model, items, embeds)
+    groups = grouped(tasks, model, outcomes)
+    settings: list[dict[str, Any]] = []
     with Meter(device) as meter:
-        batches = -(-len(starts) // task.batch_size)
-        steps = Steps(
-            (min(task.batch_size, len(starts)), *latent_shape(task, model)),
-            max((text for start in starts for text in start.texts()), key=_tokens),
-            task.guidance_scale > 1,
-            batches * len(make_scheduler("cpu").timesteps),
-        )
-        decision = decide(
-            "denoise",
-            task,
-            device,
-            dtype_name(dtype),
-            lambda room: transformer_options(model, task.weights, dtype, device, room, steps),
-            _OR_STREAM if task.weights == "whole" else "",
-        )
+        decision = _decide(groups, model, device, dtype, outcomes)
+        if decision is None:
+            return StageResults(outcomes.in_order(), None)
         placed = decision.strategy
         folder, note = prepared.fetch(model, "transformer", "whole", dtype_name(dtype))
         reasons = [
@@ -85,6 +104,16 @@ def denoise(
         ]
         log.info("denoise on %s, %s", device, "; ".join(reasons))
         on_progress(Progress("denoise", "loading the transformer"))
+
+        def write(job: Job) -> None:
+            header = _header(job, model, dtype_name(dtype), device.type, placed)
+            pictures = [job.finished[number] for number in range(len(job.items))]
+            artifacts.write(Path(job.task.output), header, {"latents": _joined(pictures)})
+            settings.append(header.settings)
+            width, height = job.task.requested
+            made = [{**item, "width": width, "height": height} for item in job.items]
+            outcomes.settle(job.index, Made([Path(job.task.output)], made))
+
         used = use(
             component.class_name,
             folder,
@@ -93,25 +122,15 @@ def denoise(
             meter,
             decision.room,
             lambda loaded: denoise_all(
-                task,
-                model,
+                groups,
                 Network(loaded, device, dtype, placed.savings),
-                lambda: make_scheduler(device),
-                starts,
+                outcomes,
                 on_progress,
-                every(callback_steps, callback),
+                callback,
                 meter.mark,
+                write,
             ),
         )
-        header = artifacts.Header(
-            kind="latents",
-            model=task.model,
-            settings=_settings(task, dtype_name(dtype), device.type, make_scheduler(device))
-            | {"weights": placed.weights.name, **placed.savings.settings()},
-            items=items,
-            made_from=embeds_header.key,
-        )
-        artifacts.write(Path(task.output), header, {"latents": used.result})
     report = report_stage(
         meter,
         "denoise",
@@ -119,28 +138,80 @@ def denoise(
         dtype_name(dtype),
         reasons,
         used,
-        {"model": model.public_record()["name"], **header.settings},
+        {"model": model.public_record()["name"], **shared_settings(settings or [{}])},
         budget_bytes=decision.room.bytes if decision.room.option else None,
         predicted=decision.predicted,
     )
-    width, height = task.requested
-    made = [{**item, "width": width, "height": height} for item in items]
-    return StageResult([Path(task.output)], made, report)
+    return StageResults(outcomes.in_order(), report)
 
 
-def check(task: DenoiseTask) -> None:
-    """Find out before anything is loaded whether the model's scheduler can do the task.
+def _decide(
+    groups: list[Group],
+    model: Model,
+    device: "torch.device",
+    dtype: "torch.dtype",
+    outcomes: Outcomes,
+) -> "Decision[Placed] | None":
+    """One way of working for all groups; None where none is left.
 
-    Raises:
-        RequestError, ModelError: as `denoise` does.
+    Those with the largest batch are given up, and taken out of `groups`, where no way has room
+    for them.
     """
-    model = Model.from_record(task.model)
-    scheduler_maker(task, model)("cpu")
-    read_latents(task, (len(task.seeds), *latent_shape(task, model)))
+    from lowvram.stages.decision import decide
+    from lowvram.stages.options.transformer import transformer_options  # imports torch
+
+    while groups:
+        task, steps = groups[0].task, most_demanding(groups)
+        try:
+            return decide(
+                "denoise",
+                task,
+                device,
+                dtype_name(dtype),
+                partial(transformer_options, model, task.weights, dtype, device, steps=steps),
+                _OR_STREAM if task.weights == "whole" else "",
+            )
+        except RequestError as error:
+            largest = [
+                each for each in groups if (each.pictures_at_once, *each.shape) == steps.shape
+            ]
+            for group in largest:
+                groups.remove(group)
+                for job in group.jobs:
+                    outcomes.settle(job.index, RequestError(str(error)))
+    return None
 
 
-def _tokens(text: "dict[str, Tensor]") -> int:
-    return max(len(tensor) for tensor in text.values())
+def _header(job: Job, model: Model, dtype: str, device: str, placed: "Placed") -> artifacts.Header:
+    scheduler = scheduler_maker(job.task, model)(device)
+    return artifacts.Header(
+        kind="latents",
+        model=job.task.model,
+        settings=_settings(job.task, dtype, device, scheduler)
+        | {"weights": placed.weights.name, **placed.savings.settings()},
+        items=job.items,
+        made_from=job.header.key,
+    )
+
+
+def _joined(pictures: "list[Tensor]") -> "Tensor":
+    import torch
+
+    return torch.cat(pictures)
+
+
+def check_each(tasks: Sequence[DenoiseTask], on_outcome: OnOutcome) -> None:
+    """Find out before anything is loaded whether the model's scheduler can do each task.
+
+    Args:
+        on_outcome: told of those that it cannot do: `RequestError`, `ModelError`.
+    """
+    outcomes = Outcomes(len(tasks), on_outcome)
+    for index, task in enumerate(tasks):
+        with outcomes.of(index):
+            model = Model.from_record(task.model)
+            scheduler_maker(task, model)("cpu")
+            read_latents(task, (len(task.seeds), *latent_shape(task, model)))
 
 
 def _file_sha256(path: str) -> str:

@@ -5,8 +5,8 @@ bytes, and one for its end.
 """
 
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,11 +22,14 @@ from lowvram.repository import Model
 from lowvram.request.decode import DecodeTask
 from lowvram.request.denoise import DenoiseTask
 from lowvram.request.encode import EncodeTask
+from lowvram.request.tasks import alike
 from lowvram.stages.decision import rates_of
+from lowvram.stages.groups import PICTURES_OWN
 from lowvram.stages.options.component import shapes
 from lowvram.stages.options.encoder import Texts, encode_once, encoder_options
 from lowvram.stages.options.pixels import pixels_options
 from lowvram.stages.options.transformer import Steps, transformer_options
+from lowvram.stages.result import OnOutcome, Outcomes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -107,13 +110,44 @@ def plan(
     return rows
 
 
-def check_budget(encode: EncodeTask, denoise: DenoiseTask, decode: DecodeTask) -> None:
-    """Refuse what cannot keep within its budget.
+def check_budgets(
+    rows: Sequence[tuple[EncodeTask, DenoiseTask, DecodeTask]], on_outcome: OnOutcome
+) -> None:
+    """Find out which rows cannot keep within their budget.
 
-    Raises:
-        RequestError: names the smallest budget that would do.
+    Args:
+        rows: the tasks of the three stages each. Those alike in size and settings are planned once.
+        on_outcome: told of each that cannot, with a `RequestError` that names the smallest budget
+            that would do.
     """
-    plan(encode, denoise, decode, choose_device(encode.device))
+    outcomes = Outcomes(len(rows), on_outcome)
+    alike_rows: dict[str, list[int]] = {}
+    for index, (_, denoise, decode) in enumerate(rows):
+        key = alike(denoise, *PICTURES_OWN) + alike(decode, "latents", "output")
+        alike_rows.setdefault(key, []).append(index)
+    encode = _at_once([encode for encode, _, _ in rows])
+    for group in alike_rows.values():
+        _, denoise, decode = rows[group[0]]
+        seeds = tuple(seed for index in group for seed in rows[index][1].seeds)
+        try:
+            plan(encode, replace(denoise, seeds=seeds), decode, choose_device(encode.device))
+        except RequestError as error:
+            for index in group:
+                outcomes.settle(index, RequestError(str(error)))
+
+
+def _at_once(tasks: Sequence[EncodeTask]) -> EncodeTask:
+    """One task with the texts of all, each once, and the most tokens that any allows."""
+    texts = dict.fromkeys(
+        text for task in tasks for text in (*task.prompts, *task.negative_prompts)
+    )
+    return replace(
+        tasks[0],
+        prompts=tuple(texts),
+        negative_prompts=tuple(texts),
+        padding="max" if any(task.padding == "max" for task in tasks) else "none",
+        max_tokens=max(task.max_tokens for task in tasks),
+    )
 
 
 def device_to_plan_for(name: str, vram: int) -> torch.device:

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from lowvram.errors import NonFiniteError
 from lowvram.families.family import Family
+from lowvram.memory.budget import untracked
 from lowvram.progress import OnProgress, Progress
-from lowvram.repository import Model
-from lowvram.request.denoise import DenoiseTask
-from lowvram.stages.result import in_batches
+from lowvram.stages.groups import Group, Job, Picture
+from lowvram.stages.result import Outcomes, in_batches
 from lowvram.stages.savings import Savings, chunk_feed_forward, guided, real_tokens
 from lowvram.stages.schedule import step_options
-from lowvram.stages.starts import Start, latent_shape
+from lowvram.stages.starts import Start
 from lowvram.weights.checkpoint import Loaded
 
 if TYPE_CHECKING:
@@ -94,45 +94,63 @@ class Network:
 
 
 def denoise_all(
-    task: DenoiseTask,
-    model: Model,
+    groups: Sequence[Group],
     network: Network,
-    make_scheduler: Callable[[], Any],
-    starts: list[Start],
+    outcomes: Outcomes,
     on_progress: OnProgress,
     callback: Callback | None,
     on_mark: Callable[[str], None],
-) -> "Tensor":
-    """Latents of all pictures, on the host."""
-    import torch
+    on_job: Callable[[Job], None],
+) -> None:
+    """Latents of all pictures, group by group and batch by batch.
 
+    Args:
+        on_job: called with each job as soon as its last picture is finished.
+    """
     chunk_feed_forward(network.loaded.model, network.savings.feed_forward_chunks)
-    finished: list[Tensor] = []
-    for batch in in_batches(starts, task.batch_size):
-        scheduler = make_scheduler()
-        steps = len(scheduler.timesteps)
+    # Pictures times steps; the bar ends early where a job fails.
+    total = sum(len(job.items) * group.steps for group in groups for job in group.jobs)
+    before = 0
+    for group in groups:
+        for batch in in_batches(group.pictures(outcomes), group.task.batch_size):
+            scheduler = group.make_scheduler(network.device)
 
-        def on_step(
-            index: int,
-            timestep: "Tensor",
-            latents: "Tensor",
-            before: int = len(finished),
-            steps: int = steps,
-            order: int = scheduler.order,
-        ) -> None:
-            done, total = before * steps + index + 1, len(starts) * steps
-            on_mark(f"step {done}")
-            on_progress(Progress("denoise", "denoising", done, total))
-            if callback is not None and (index == steps - 1 or (index + 1) % order == 0):
-                callback(index // order, int(timestep), latents)
+            def on_step(
+                index: int,
+                timestep: "Tensor",
+                latents: "Tensor",
+                before: int = before,
+                steps: int = group.steps,
+                order: int = scheduler.order,
+            ) -> None:
+                done = before + index + 1
+                on_mark(f"step {done}")
+                on_progress(Progress("denoise", "denoising", done, total))
+                if callback is not None and (index == steps - 1 or (index + 1) % order == 0):
+                    callback(index // order, int(timestep), latents)
 
-        finished += _denoise_batch(task, model, network, scheduler, batch, on_step).split(1)
-    return torch.cat(finished)
+            starts = [picture.start for picture in batch]
+            latents = _denoise_batch(group, network, scheduler, starts, on_step)
+            before += len(batch) * group.steps
+            for picture, made in zip(batch, latents.split(1), strict=True):
+                with outcomes.of(picture.job.index), untracked():
+                    _keep(picture, made, network)
+                    if len(picture.job.finished) == len(picture.job.items):
+                        on_job(picture.job)
+                        picture.job.finished.clear()
+
+
+def _keep(picture: Picture, latents: "Tensor", network: Network) -> None:
+    if not latents.isfinite().all():
+        raise NonFiniteError(
+            f"the transformer gave NaN or infinity in {network.dtype}: denoise with --dtype fp32"
+        )
+    # Not a view: it would keep the whole batch for one picture of it.
+    picture.job.finished[picture.number] = latents.clone()
 
 
 def _denoise_batch(
-    task: DenoiseTask,
-    model: Model,
+    group: Group,
     network: Network,
     scheduler: Any,
     batch: Sequence[Start],
@@ -141,21 +159,16 @@ def _denoise_batch(
     """Latents of one batch, on the host."""
     import torch
 
-    shape = (1, *latent_shape(task, model))
-    predict = network.predictor(model.get_family(), batch, task.guidance_scale)
+    shape = (1, *group.shape)
+    predict = network.predictor(group.model.get_family(), batch, group.task.guidance_scale)
     generators = [torch.Generator("cpu").manual_seed(start.seed) for start in batch]
     noise = [
         torch.randn(shape, generator=generator) if start.noise is None else start.noise
         for start, generator in zip(batch, generators, strict=True)
     ]
-    options = step_options(scheduler, task.eta, generators)
+    options = step_options(scheduler, group.task.eta, generators)
     start = torch.cat(noise).to(network.device, network.dtype)
-    latents = sample(predict, scheduler, start, options, on_step).cpu()
-    if not latents.isfinite().all():
-        raise NonFiniteError(
-            f"the transformer gave NaN or infinity in {network.dtype}: denoise with --dtype fp32"
-        )
-    return latents
+    return sample(predict, scheduler, start, options, on_step).cpu()
 
 
 def every(steps: int, callback: Callback | None) -> Callback | None:

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
+TEXT_TENSORS = ("prompt_embeds", "prompt_attention_mask")  # of each text, by name
+
+
 @dataclass(frozen=True)
 class Start:
     """What one picture starts from."""
@@ -80,8 +83,7 @@ def latent_shape(task: DenoiseTask, model: Model) -> tuple[int, int, int]:
 
 def _text_tensors(embeds: "dict[str, Tensor]", index: int, prefix: str) -> "dict[str, Tensor]":
     """The tensors of one text, without the prefix that they have in the artifact."""
-    names = ("prompt_embeds", "prompt_attention_mask")
-    return {name: embeds[f"{index}.{prefix}{name}"] for name in names}
+    return {name: embeds[f"{index}.{prefix}{name}"] for name in TEXT_TENSORS}
 
 
 def read_latents(task: DenoiseTask, shape: tuple[int, ...]) -> "Tensor | None":
