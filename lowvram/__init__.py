@@ -2,6 +2,7 @@
 
 from lowvram.api import decode, denoise, encode, encode_image, interpolate
 from lowvram.batch import BatchResult, Row, RowResult, run_many
+from lowvram.compare.comparison import Comparison, compare
 from lowvram.errors import (
     ArtifactError,
     DeviceError,
@@ -21,6 +22,7 @@ from lowvram.run import Picture, RunResult, run
 __all__ = [
     "ArtifactError",
     "BatchResult",
+    "Comparison",
     "DeviceError",
     "LowvramError",
     "MemoryExhaustedError",
@@ -36,6 +38,7 @@ __all__ = [
     "Size",
     "StageDiedError",
     "StorageError",
+    "compare",
     "decode",
     "denoise",
     "encode",

@@ -246,7 +246,7 @@ def listed(text: str, name: str, monkeypatch: pytest.MonkeyPatch) -> list[batch.
         for name, parameter in inspect.signature(commands.run).parameters.items()
     }
     given = {**defaults, "steps": 7}
-    return [to_listed(line, known, given, commands._for_run) for line in read_lines(name, known)]
+    return [to_listed(line, known, given, commands.for_run) for line in read_lines(name, known)]
 
 
 def test_the_three_forms_say_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -388,7 +388,7 @@ def test_a_list_takes_what_a_run_takes() -> None:
             read.add(name)
             return super().__getitem__(name)
 
-    commands._for_run(
+    commands.for_run(
         Given((n, p.default) for n, p in inspect.signature(commands.run).parameters.items())
     )
     assert rows <= read

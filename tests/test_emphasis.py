@@ -16,7 +16,7 @@ from lowvram import artifacts, emphasis, errors
 from lowvram.emphasis import of_characters, of_tokens, parse, plain
 from lowvram.repository import resolve
 from lowvram.request.encode import resolve_encode
-from lowvram.stages.encode import _load_tokenizer
+from lowvram.stages.encode import load_tokenizer
 from lowvram.stages.result import Outcomes
 from lowvram.stages.texts import Job, Reader
 
@@ -112,7 +112,7 @@ def test_a_token_weighs_as_most_of_its_characters() -> None:
 @pytest.fixture(scope="module")
 def reader() -> Reader:
     model = resolve("demo")
-    return Reader(model.get_family(), _load_tokenizer(model))
+    return Reader(model.get_family(), load_tokenizer(model))
 
 
 def job(reader: Reader, prompt: str, **options: Any) -> Job:

@@ -25,6 +25,7 @@ LIGHT = (
     "course",
     "embeds_cache",
     "emphasis",
+    "compare",
     "worker",
     "artifacts",
     "errors",

@@ -11,7 +11,7 @@ from io import TextIOWrapper
 import typer
 
 from lowvram import errors
-from lowvram.cli import caches, models, pictures, stages, tools
+from lowvram.cli import caches, compare, models, pictures, stages, tools
 
 app = typer.Typer(
     name="lowvram",
@@ -33,6 +33,7 @@ for command in (
     stages.run,
     stages.plan,
     models.models,
+    compare.compare,
     tools.prepare,
     tools.report,
     tools.doctor,

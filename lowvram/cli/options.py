@@ -148,7 +148,7 @@ Sigmas = Annotated[
     str | None, typer.Option("--sigmas", help="Instead of --steps, for schedulers that take them.")
 ]
 Guidance = Annotated[
-    float | None, typer.Option("--guidance", "-g", help="Guidance scale; 1 turns it off.")
+    float | None, typer.Option("--guidance", "-g", help="Guidance scale; 1 or less turns it off.")
 ]
 PictureSize = Annotated[
     str | None, typer.Option("--size", help="WIDTHxHEIGHT in px; default: the model's.")
@@ -240,6 +240,9 @@ Preview = Annotated[
 Dtype = Annotated[str, typer.Option("--dtype", help=f"To compute in: {', '.join(DTYPES)}.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, xpu, mps.")]
 BatchSize = Annotated[int, typer.Option("--batch-size", help="Pictures per call of the model.")]
+InProcess = Annotated[
+    bool, typer.Option("--in-process", help="All stages in one process, for debugging.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, nothing else.")]
 
 
@@ -300,3 +303,15 @@ def parse_numbers(option: str, text: str | None, kind: type[Number]) -> list[Num
     except ValueError:
         what = "whole numbers" if kind is int else "numbers"
         raise RequestError(f"{option} {text!r} is not a list of {what}: 999,750,500") from None
+
+
+def parse_list(option: str, text: str | None) -> list[str]:
+    """Comma-separated words; none for None.
+
+    Raises:
+        RequestError: there is nothing between two commas.
+    """
+    words = [] if text is None else [part.strip() for part in text.split(",")]
+    if not all(words):
+        raise RequestError(f"{option} {text!r} is not a list: whole,8bit")
+    return words

@@ -26,6 +26,7 @@ from lowvram.cli.options import (
     Guidance,
     Image,
     Images,
+    InProcess,
     Karras,
     Latents,
     MaxTokens,
@@ -333,9 +334,7 @@ def run(
     transformer: Transformer = None,
     vae: Vae = None,
     text_encoder: TextEncoder = None,
-    in_process: Annotated[
-        bool, typer.Option("--in-process", help="All stages in one process, for debugging.")
-    ] = False,
+    in_process: InProcess = False,
     as_json: AsJson = False,
 ) -> None:
     """Prompts to pictures: encode, denoise and decode in order, each in a process of its own.
@@ -351,7 +350,7 @@ def run(
         return _run_list(locals())
     if not prompts:
         raise RequestError("say what the picture shall show, or name a list of it with --prompts")
-    arguments = _for_run(locals())
+    arguments = for_run(locals())
     with showing_progress(loads_here=in_process) as on_progress:
         result = run_stages(
             prompts,
@@ -405,8 +404,8 @@ def _run_list(given: dict[str, Any]) -> None:
         raise RequestError("PROMPT and --prompts exclude each other: put all into the list")
     name = given["prompts_file"]
     known = fields_of(run, _OF_THE_LIST)
-    listed = [to_listed(line, known, given, _for_run) for line in read_lines(name, known)]
-    shared = {k: v for k, v in _for_run(given).items() if k in SHARED}
+    listed = [to_listed(line, known, given, for_run) for line in read_lines(name, known)]
+    shared = {k: v for k, v in for_run(given).items() if k in SHARED}
     with showing_progress(loads_here=given["in_process"]) as on_progress:
         result = run_listed(
             listed,
@@ -455,11 +454,18 @@ def plan(every: bool, as_json: bool, device: str, **arguments: Any) -> None:
     if not prompts:
         raise RequestError("say what the picture shall show")
     nowhere = Path(gettempdir(), "x.png")  # nothing is written, and this can be everywhere
-    options: Any = _for_run({**arguments, "device": device})
+    options: Any = for_run({**arguments, "device": device})
     tasks = resolve_run(prompts, model, nowhere, **options)
     image = resolve_image(model, nowhere, options)
     from lowvram.stages import plan as planning  # imports torch
 
+    if tasks[1].asks_the_scheduler:
+        from lowvram.stages.denoise import check_each
+
+        refused: list[Any] = []  # here as it would be in the run
+        check_each([tasks[1]], lambda _, outcome: refused.append(outcome))
+        if refused:
+            raise refused[0]
     there = planning.device_to_plan_for(device, tasks[0].vram)
     rows = planning.plan(*tasks, there, every, image)
     if as_json:
@@ -490,7 +496,7 @@ plan.__signature__ = _signature_of_plan()  # type: ignore[attr-defined]
 plan.__annotations__ = {p.name: p.annotation for p in _signature_of_plan().parameters.values()}
 
 
-def _for_run(given: Mapping[str, Any]) -> dict[str, Any]:
+def for_run(given: Mapping[str, Any]) -> dict[str, Any]:
     """The command line's words as the keyword arguments of `run.resolve_run`."""
     return {
         "negative_prompt": given["negative"],

@@ -4,6 +4,7 @@
 is what tensors may take. Imports torch when called.
 """
 
+import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     import torch
 
     from lowvram.memory.count import LiveBytes
+
+log = logging.getLogger(__name__)
 
 # Left to the desktop, and to what others take meanwhile, where the user sets no budget.
 MARGIN_BYTES = 300 << 20
@@ -78,6 +81,10 @@ def find_room(device: "torch.device", vram: int, stage_budget: int, rates: Rates
 def capped(device: "torch.device", room: Room) -> Iterator[None]:
     """Let the allocator of a GPU refuse what is beyond the room, instead of spilling."""
     if device.type != "cuda" or not room.bytes:
+        if device.type not in ("cpu", "cuda") and room.option:
+            log.warning(
+                "%s is kept by choice of way, and not enforced on %s", room.option, device.type
+            )
         yield
         return
     import torch

@@ -73,6 +73,16 @@ def page(document: Mapping[str, Any], folder: Path) -> str:
         f"<section><h2>Memory and time</h2>{_table(stages)}{_totals(stages)}</section>",
         *(_stage(stage) for stage in stages),
     ]
+    return html(heading, body)
+
+
+def html(heading: str, body: Sequence[str]) -> str:
+    """A whole page of these parts, in the look of all reports.
+
+    Args:
+        heading: plain text, for the window's title.
+        body: HTML.
+    """
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'

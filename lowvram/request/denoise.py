@@ -187,6 +187,9 @@ def resolve_denoise(
         timesteps = model.timesteps
     if (timesteps and sigmas) or (steps is not None and (timesteps or sigmas)):
         raise RequestError("--steps, --timesteps and --sigmas exclude each other: give one")
+    for option, values in (("timesteps", timesteps), ("sigmas", sigmas)):
+        if values is not None and len(values) == 0:
+            raise RequestError(f"{option} are empty: name some, or leave them out")
     if timesteps and list(timesteps) != sorted(set(timesteps), reverse=True):
         raise RequestError(f"timesteps must descend without repeats: {list(timesteps)}")
     if timesteps and not 0 <= min(timesteps) <= max(timesteps) < 1000:

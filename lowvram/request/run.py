@@ -1,5 +1,6 @@
 """What was asked of a run: of all three stages at once."""
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -22,6 +23,8 @@ from lowvram.request.encode_image import (
 from lowvram.request.start import check_strength
 
 Tasks = tuple[EncodeTask, DenoiseTask, DecodeTask]
+
+log = logging.getLogger(__name__)
 
 
 class RunOptions(TypedDict, total=False):
@@ -91,7 +94,8 @@ def resolve_run(
     encode = _of(EncodeOptions, options, weights="encoder_weights")
     denoise = _of(DenoiseOptions, options, weights="transformer_weights")
     if encode.get("dtype") == model.get_family().component("text_encoder").overflows_in:
-        encode["dtype"] = "auto"  # it gives wrong results in that one
+        log.info("the text encoder overflows in %s: it computes in its own dtype", encode["dtype"])
+        encode["dtype"] = "auto"
     image = resolve_image(model, picture, options)
     if image is not None:
         strength = denoise.pop("strength", None)
@@ -99,11 +103,27 @@ def resolve_run(
     denoising = resolve_denoise(embeds, model, latents, prompts=len(texts), **denoise)
     if image is not None:
         denoising = _begun(denoising, image, strength)
-    return (
+    tasks = (
         resolve_encode(texts, model, embeds, **encode),
         denoising,
         resolve_decode(latents, model, picture, **_of(DecodeOptions, options)),
     )
+    _check_together(tasks)
+    return tasks
+
+
+def _check_together(tasks: Tasks) -> None:
+    """What one stage is asked for and another makes void.
+
+    Raises:
+        RequestError: a negative prompt without guidance.
+    """
+    scale = tasks[1].guidance_scale
+    if scale <= 1 and any(text.strip() for text in tasks[0].negative_prompts):
+        raise RequestError(
+            f"--negative has no effect with --guidance {scale:g}, which turns guidance off: "
+            "leave it out, or use a guidance above 1"
+        )
 
 
 def resolve_image(

@@ -65,6 +65,8 @@ def denoise(
     """
     if callback_steps < 1:
         raise RequestError(f"callback_steps {callback_steps} is out of range: 1 or more")
+    if callback is None and callback_steps > 1:
+        raise RequestError(f"callback_steps {callback_steps} has no effect without a callback")
     own = every(callback_steps, callback)
     return denoise_each([task], on_progress, callback=own, on_preview=on_preview).only()
 

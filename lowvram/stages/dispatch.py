@@ -71,6 +71,10 @@ def carry_out(
         ]
         check_budgets(rows, hear)
         return {"report": None}
+    if stage == "measure":
+        from lowvram.compare.differences import measure
+
+        return {"report": measure(tasks[0])}
     kind, each = _STAGES[stage]
     seen = {"callback": callback} if stage == "denoise" else {}
     results = each([from_json(kind, task) for task in tasks], on_progress, hear, **seen)

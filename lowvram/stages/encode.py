@@ -86,7 +86,7 @@ def encode_each(
     dtype, dtype_reason = choose_dtype(task.dtype, component.dtype, device)
     with Meter(device) as meter:
         on_progress(Progress("encode", "reading the prompts"))
-        jobs = list(Reader(family, _load_tokenizer(model)).jobs(tasks, outcomes))
+        jobs = list(Reader(family, load_tokenizer(model)).jobs(tasks, outcomes))
         if not jobs:
             return StageResults(outcomes.in_order(), report)
         work = Work(jobs, outcomes)
@@ -179,7 +179,7 @@ def _decide(
     )
 
 
-def _load_tokenizer(model: Model) -> Any:
+def load_tokenizer(model: Model) -> Any:
     tokenizer_class = find_class(model.get_family().component("tokenizer").class_name)
     folder, _ = prepared.fetch(model, "tokenizer", "", "")
     with broken_files_named(folder):

@@ -2,6 +2,7 @@
 made of others the latents that noise is added to, and the timesteps that are left to do.
 """
 
+import logging
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ from lowvram.stages.interpolate import slerp
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
+
+log = logging.getLogger(__name__)
 
 
 TEXT_TENSORS = ("prompt_embeds", "prompt_attention_mask")  # of each text, by name
@@ -45,6 +48,11 @@ def items_of(task: DenoiseTask, prompts: list[dict[str, Any]]) -> list[dict[str,
         raise RequestError(
             f"{len(task.seeds)} seeds for {len(prompts) * task.images_per_prompt} pictures"
         )
+    if task.guidance_scale <= 1 and any(prompt["negative_prompt"].strip() for prompt in prompts):
+        log.warning(
+            "the negative prompt has no effect: guidance %g turns guidance off",
+            task.guidance_scale,
+        )
     owners = [index for index in range(len(prompts)) for _ in range(task.images_per_prompt)]
     places = [{"towards": task.towards, "at": each} for each in task.at] or [{}] * len(owners)
     return [
@@ -65,6 +73,8 @@ def starts_of(
     """What each picture starts from. Given latents stand in for drawn noise."""
     given = read_latents(task, (len(items), *latent_shape(task, model)))
     origins = _read_start(task, (len(items), *latent_shape(task, model)))
+    if given is not None:
+        log.info("noise from %s: seeds count only for noise that steps add", task.latents)
     return [
         Start(
             positive=_text_tensors(embeds, item["prompt_index"], ""),

@@ -54,13 +54,7 @@ class Quantized:
             DeviceError: bitsandbytes is not installed.
             ModelError: as `Weights.load`, and when the folder is quantised in another way.
         """
-        try:
-            import bitsandbytes  # noqa: F401 - asked for before minutes of loading
-        except ImportError:
-            raise DeviceError(
-                f"{self.name} needs bitsandbytes, which is not installed: "
-                "pip install bitsandbytes, or use --weights whole"
-            ) from None
+        self._check_installed()  # before minutes of loading
         stored = check_stored_quantisation(folder, f"load_in_{self.bits}bit")
         with broken_files_named(folder):
             model, info = model_class.from_pretrained(
@@ -80,7 +74,11 @@ class Quantized:
         """See `Weights.sizes`; scales count with their matrices.
 
         The real quantiser says which matrices it takes; nothing is loaded.
+
+        Raises:
+            DeviceError: bitsandbytes is not installed.
         """
+        self._check_installed()
         from bitsandbytes.nn.modules import Linear4bit, Linear8bitLt
 
         found: dict[int, int] = {}
@@ -115,6 +113,15 @@ class Quantized:
             tokens * (m.in_features + 4 * m.out_features) + whole * m.in_features * m.out_features
             for m in taken
         )
+
+    def _check_installed(self) -> None:
+        try:
+            import bitsandbytes  # noqa: F401
+        except ImportError:
+            raise DeviceError(
+                f"{self.name} needs bitsandbytes, which is not installed: "
+                "pip install bitsandbytes, or use --weights whole"
+            ) from None
 
     def _quantised(self, network: "nn.Module") -> "nn.Module":
         """A copy without storage, with the layers of bitsandbytes in their places."""

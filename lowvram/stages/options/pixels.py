@@ -146,6 +146,8 @@ def _strips(
                 transferred=0 if device.type == "cpu" else 2 * _PASSES * maps,
             )
             says = f"in {show(held)}, {place}"
+            if shape[0] > 1:
+                says += ", one picture at a time whatever the batch size"
             yield Option(StripDecode(own, place), "strips", took, says)
 
 
