@@ -24,6 +24,7 @@ from lowvram.compare.differences import TextDifference, compare_texts, follow
 from lowvram.compare.page import page
 from lowvram.compare.variants import variants
 from lowvram.demo.scenes import Scene, draw
+from lowvram.families.pixart import FAMILY
 from lowvram.progress import OnProgress
 from lowvram.stages.dispatch import carry_out
 
@@ -186,6 +187,7 @@ def test_going_on_does_what_is_missing_or_damaged(found: Comparison, stages: lis
 def test_what_cannot_be_done_is_a_row_that_says_why(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    FAMILY.clean("a cat", True)  # imports diffusers, which looks for bitsandbytes in its own way
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     vary = {"encoder_weights": ["stream", "8bit"], "transformer_weights": ["stream", "whole"]}
     made = compare(tmp_path, vary, stage_budget=20 << 20)
