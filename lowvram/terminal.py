@@ -34,6 +34,7 @@ def quiet_libraries() -> None:
     warnings.filterwarnings(
         "ignore", module=r"(torch|torchsde|transformers|diffusers|bitsandbytes)\b"
     )
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # 8 bits: a warning for each product
     from huggingface_hub.utils.tqdm import enable_progress_bars
     from transformers.utils import logging as transformers_logging
 

@@ -1,6 +1,7 @@
 """The formulas of a comparison, against other implementations and cases done by hand."""
 
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -139,5 +140,5 @@ def test_flip_of_equal_and_of_opposite_pictures() -> None:
 
 
 def test_flip_is_left_out_where_it_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "flip_evaluator", None)
+    monkeypatch.setitem(sys.modules, "flip_evaluator", None)
     assert flip(NOISE, NOISIER) is None

@@ -1,5 +1,7 @@
 """No option silently does nothing: it is honoured, refused, or said in a line."""
 
+import logging
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +11,13 @@ from safetensors.torch import save_file
 
 import lowvram
 from lowvram import cli, errors
+from lowvram.families.pixart import FAMILY
 from lowvram.memory.budget import capped
 from lowvram.memory.plan import Room
 from lowvram.repository import resolve
 from lowvram.request.denoise import resolve_denoise
 from lowvram.request.run import resolve_run
+from lowvram.terminal import quiet_libraries
 
 
 @pytest.fixture(autouse=True)
@@ -133,6 +137,18 @@ def test_a_budget_that_nothing_enforces_is_said(
 def test_a_missing_bitsandbytes_is_one_line(
     weights: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "bitsandbytes", None)
+    FAMILY.clean("a cat", True)  # imports diffusers, which looks for bitsandbytes in its own way
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with pytest.raises(errors.DeviceError, match=rf"^{weights} needs bitsandbytes, which is not"):
         lowvram.encode("a cat", "demo", output=tmp_path / "x.embeds.safetensors", weights=weights)
+
+
+def test_8_bits_do_not_fill_the_terminal() -> None:
+    """bitsandbytes warns of a cast at every product, and does what it is there for."""
+    logger = logging.getLogger("bitsandbytes")
+    before = logger.level
+    logger.setLevel(logging.NOTSET)
+    quiet_libraries()
+    enabled = logging.getLogger("bitsandbytes.autograd._functions").isEnabledFor(logging.WARNING)
+    logger.setLevel(before)
+    assert not enabled

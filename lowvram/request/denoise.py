@@ -183,7 +183,7 @@ def resolve_denoise(
     places = check_between(seed, images_per_prompt, towards, at, latents)
     first = [index(seed)] * len(places) if places and not isinstance(seed, Sequence) else seed
     seeds, images = _seeds(first, images_per_prompt, prompts)
-    if steps is None and not timesteps and not sigmas:
+    if model.timesteps and steps is None and timesteps is None and sigmas is None:
         timesteps = model.timesteps
     if (timesteps and sigmas) or (steps is not None and (timesteps or sigmas)):
         raise RequestError("--steps, --timesteps and --sigmas exclude each other: give one")
