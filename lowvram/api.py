@@ -4,19 +4,25 @@ They take what the command line takes and return what it prints: the files made,
 prompt or picture, and the report of memory and time. `run` (in run.py) does all three.
 """
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Unpack
 
 from lowvram import artifacts
-from lowvram.errors import ArtifactError
+from lowvram.course import carry_one
+from lowvram.errors import ArtifactError, MemoryExhaustedError, RequestError
+from lowvram.memory.meter import StageReport
+from lowvram.processes import StageProcesses
 from lowvram.progress import OnProgress, ignore
 from lowvram.repository import DEFAULT_MODEL, Model, resolve
 from lowvram.request.decode import DecodeOptions, resolve_decode
 from lowvram.request.denoise import DenoiseOptions, resolve_denoise
 from lowvram.request.encode import EncodeOptions, resolve_encode
 from lowvram.request.encode_image import EncodeImageOptions, resolve_encode_image
+from lowvram.request.tasks import AnyTask
 from lowvram.stages import decode as decode_stage
 from lowvram.stages import denoise as denoise_stage
 from lowvram.stages import encode as encode_stage
@@ -26,6 +32,8 @@ from lowvram.stages.previews import OnPreview
 from lowvram.stages.result import StageResult
 from lowvram.stages.sampling import Callback
 from lowvram.swaps import refreshed, resolve_with, swap
+
+log = logging.getLogger(__name__)
 
 __all__ = ["decode", "denoise", "encode", "encode_image", "interpolate"]
 
@@ -37,6 +45,7 @@ def encode(
     output: str | Path,
     revision: str | None = None,
     text_encoder: str | Path | None = None,
+    step_down: bool = False,
     on_progress: OnProgress = ignore,
     **options: Unpack[EncodeOptions],
 ) -> StageResult:
@@ -45,6 +54,7 @@ def encode(
     Args:
         output: x.embeds.safetensors.
         text_encoder: another one than the model's: see `swaps.swap`.
+        step_down: after an out-of-memory, go on in a fresh process with what takes less.
         options: see `request.encode.resolve_encode`.
 
     Raises:
@@ -52,7 +62,8 @@ def encode(
     """
     found = resolve_with(model, revision, text_encoder=text_encoder)
     task = resolve_encode(prompts, found, output, **options)
-    return encode_stage.encode(task, on_progress)
+    work = partial(encode_stage.encode, task, on_progress)
+    return _stepping_down("encode", task, work, step_down, on_progress)
 
 
 def encode_image(
@@ -61,6 +72,7 @@ def encode_image(
     *,
     output: str | Path,
     revision: str | None = None,
+    step_down: bool = False,
     on_progress: OnProgress = ignore,
     **options: Unpack[EncodeImageOptions],
 ) -> StageResult:
@@ -68,13 +80,15 @@ def encode_image(
 
     Args:
         output: x.latents.safetensors.
+        step_down: after an out-of-memory, go on in a fresh process with what takes less.
         options: see `request.encode_image.resolve_encode_image`.
 
     Raises:
         LowvramError: see errors.py.
     """
     task = resolve_encode_image(images, resolve(model, revision), output, **options)
-    return encode_image_stage.encode_image(task, on_progress)
+    work = partial(encode_image_stage.encode_image, task, on_progress)
+    return _stepping_down(encode_image_stage.STAGE, task, work, step_down, on_progress)
 
 
 def denoise(
@@ -86,6 +100,7 @@ def denoise(
     callback: Callback | None = None,
     callback_steps: int = 1,
     on_preview: OnPreview | None = None,
+    step_down: bool = False,
     on_progress: OnProgress = ignore,
     **options: Unpack[DenoiseOptions],
 ) -> StageResult:
@@ -98,6 +113,7 @@ def denoise(
         callback: called with step, timestep and latents after every `callback_steps`th step.
         on_preview: called with step and levels `[pictures, height, width, 3]`, uint8, of each
             preview (`preview` says how often).
+        step_down: after an out-of-memory, go on in a fresh process with what takes less.
         options: see `request.denoise.resolve_denoise`.
 
     Raises:
@@ -106,7 +122,10 @@ def denoise(
     header = artifacts.read_header(Path(embeds), "embeds")
     made_for = swap(_model_of(Path(embeds), header, model), transformer=transformer)
     task = resolve_denoise(embeds, made_for, output, prompts=len(header.items), **options)
-    return denoise_stage.denoise(task, on_progress, callback, callback_steps, on_preview)
+    if step_down and not (callback is None and on_preview is None):
+        raise RequestError("step_down goes on where no callback is heard: leave one of them out")
+    work = partial(denoise_stage.denoise, task, on_progress, callback, callback_steps, on_preview)
+    return _stepping_down("denoise", task, work, step_down, on_progress)
 
 
 def decode(
@@ -115,6 +134,7 @@ def decode(
     output: str | Path,
     model: str | None = None,
     vae: str | Path | None = None,
+    step_down: bool = False,
     on_progress: OnProgress = ignore,
     **options: Unpack[DecodeOptions],
 ) -> StageResult:
@@ -124,6 +144,7 @@ def decode(
         output: x.png.
         model: None for the one that the latents were made for.
         vae: another one than the model's: see `swaps.swap`.
+        step_down: after an out-of-memory, go on in a fresh process with what takes less.
         options: see `request.decode.resolve_decode`.
 
     Raises:
@@ -132,7 +153,29 @@ def decode(
     header = artifacts.read_header(Path(latents), "latents")
     made_for = swap(_model_of(Path(latents), header, model), vae=vae)
     task = resolve_decode(latents, made_for, output, **options)
-    return decode_stage.decode(task, on_progress)
+    work = partial(decode_stage.decode, task, on_progress)
+    return _stepping_down("decode", task, work, step_down, on_progress)
+
+
+def _stepping_down(
+    stage: str,
+    task: AnyTask,
+    work: Callable[[], StageResult],
+    step_down: bool,
+    on_progress: OnProgress,
+) -> StageResult:
+    """What `work` gives; or, where it runs out of memory, a fresh process with what takes less."""
+    try:
+        return work()
+    except MemoryExhaustedError as error:
+        if not step_down:
+            raise
+        first = error.with_traceback(None)
+    log.warning("%s: trying what takes less", first)
+    with StageProcesses() as processes:
+        made = carry_one(stage, task, processes.run, on_progress, first)
+    report = StageReport.from_json(made["report"])
+    return StageResult([Path(path) for path in made["paths"]], made["items"], report)
 
 
 def _model_of(path: Path, header: artifacts.Header, name: str | None) -> Model:

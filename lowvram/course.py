@@ -4,6 +4,7 @@ What goes wrong with one row is that row's error; the others go on. After an out
 is begun again for the rows that are left, by a way of working that takes less.
 """
 
+import itertools
 import logging
 import shlex
 from collections.abc import Callable, Mapping, Sequence
@@ -134,6 +135,48 @@ def carry_stage(
             steps_down += 1
             log.warning("%s: trying what takes less", error)
     return None
+
+
+def carry_one(
+    stage: str,
+    task: AnyTask,
+    carry: Carry,
+    on_progress: OnProgress,
+    before: MemoryExhaustedError | None = None,
+) -> dict[str, Any]:
+    """Carry out one task; after an out-of-memory by a way of working that takes less.
+
+    Args:
+        before: the out-of-memory of the first way, where that has been tried already.
+
+    Returns:
+        "paths", "items" and "report".
+
+    Raises:
+        LowvramError: as the stage does.
+    """
+    first = before
+    for steps_down in itertools.count(0 if before is None else 1):
+        outcome: dict[str, Any] = {}
+        tasks = [{**to_json(task), "steps_down": steps_down}]
+
+        def hear(index: int, told: Mapping[str, Any], to: dict[str, Any] = outcome) -> None:
+            to.update(told)
+
+        try:
+            made = {**carry(stage, tasks, on_progress, hear), **outcome}
+        except NothingSmallerError:
+            assert first is not None  # it says that something has run out before
+            raise first from None
+        except MemoryExhaustedError as error:
+            first = first or error
+            log.warning("%s: trying what takes less", error)
+            continue
+        wrong = error_of(outcome)
+        if wrong is not None:
+            raise wrong
+        return made
+    raise AssertionError("unreachable")
 
 
 def _refuse(trips: Sequence[Trip], carry: Carry, on_progress: OnProgress) -> None:

@@ -154,6 +154,20 @@ def test_out_of_memory_goes_a_step_down(
     assert (pixels(tmp_path / "a.png") - pixels(tmp_path / "b.png")).abs().max() <= 1
 
 
+def test_a_single_stage_goes_a_step_down_in_a_fresh_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lowvram.run(PROMPT, "demo", tmp_path / "a.png", steps=2, in_process=True)
+    monkeypatch.setattr(WholeDecode, "decode", runs_out(99))  # in this process only
+    latents = tmp_path / "a.latents.safetensors"
+    with pytest.raises(errors.MemoryExhaustedError):
+        lowvram.decode(latents, output=tmp_path / "b.png")
+    assert cli.exit_code(["decode", str(latents), "-o", str(tmp_path / "b.png")]) == 0
+    said = capsys.readouterr()
+    assert "trying what takes less" in said.err and "strips" in said.out
+    assert (pixels(tmp_path / "a.png") - pixels(tmp_path / "b.png")).abs().max() <= 1
+
+
 def test_at_the_bottom_it_says_what_to_try(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -72,6 +72,7 @@ def encode_image(
             vram=parse_bytes("--vram", vram),
             stage_budget=parse_bytes("--stage-budget", stage_budget),
             revision=revision,
+            step_down=True,
             on_progress=on_progress,
         )
     files = {"path": None, "embeds": None, "latents": str(output)}

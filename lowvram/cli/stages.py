@@ -148,6 +148,7 @@ def encode(
             stage_budget=parse_bytes("--stage-budget", stage_budget),
             revision=revision,
             text_encoder=text_encoder,
+            step_down=True,
             on_progress=on_progress,
         )
     print_stage(result, as_json, [])
@@ -229,6 +230,7 @@ def denoise(
             batch_size=batch_size,
             vram=parse_bytes("--vram", vram),
             stage_budget=parse_bytes("--stage-budget", stage_budget),
+            step_down=True,
             on_progress=on_progress,
         )
     files = {"path": None, "embeds": str(embeds), "latents": str(output)}
@@ -267,6 +269,7 @@ def decode(
             batch_size=batch_size,
             vram=parse_bytes("--vram", vram),
             stage_budget=parse_bytes("--stage-budget", stage_budget),
+            step_down=True,
             on_progress=on_progress,
         )
     files = {"embeds": None, "latents": str(latents)}

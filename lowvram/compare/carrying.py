@@ -3,22 +3,17 @@
 The only file of this package that knows the worker and `run`'s way down after an out-of-memory.
 """
 
-import itertools
-import logging
 from collections.abc import Mapping
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, Self
 
-from lowvram.course import Carry
-from lowvram.errors import MemoryExhaustedError, NothingSmallerError
+from lowvram.course import Carry, carry_one
 from lowvram.processes import StageProcesses
 from lowvram.progress import OnProgress, ignore
 from lowvram.request.denoise import DenoiseTask
 from lowvram.request.tasks import AnyTask, to_json
 from lowvram.stages.dispatch import carry_out, error_of
-
-log = logging.getLogger(__name__)
 
 
 class Carrier:
@@ -59,17 +54,7 @@ class Carrier:
         Raises:
             LowvramError: as the stage does.
         """
-        first: MemoryExhaustedError | None = None
-        for steps_down in itertools.count():
-            try:
-                return self._one(stage, {**to_json(task), "steps_down": steps_down}, on_progress)
-            except NothingSmallerError:
-                assert first is not None  # it says that something has run out before
-                raise first from None
-            except MemoryExhaustedError as error:
-                first = first or error
-                log.warning("%s: trying what takes less", error)
-        raise AssertionError("unreachable")
+        return carry_one(stage, task, self._carry, on_progress)
 
     def measure(self, task: Mapping[str, Any]) -> Mapping[str, Any]:
         """See `differences.measure`."""

@@ -7,7 +7,7 @@ the process's resident set. What a machine does not tell is None.
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from types import TracebackType
@@ -73,6 +73,12 @@ class StageReport:
     def to_json(self) -> dict[str, Any]:
         """The report as JSON types."""
         return asdict(self)
+
+    @staticmethod
+    def from_json(value: Mapping[str, Any]) -> "StageReport":
+        """The report that `to_json` gave."""
+        left = [LeftTensor(**each) for each in value["left_tensors"]]
+        return StageReport(**{**value, "left_tensors": left})
 
 
 class Meter:
