@@ -187,7 +187,10 @@ def test_encode(tokens: int, true_sizes: Path, monkeypatch: pytest.MonkeyPatch) 
     for option in [*options(Room(0), "whole"), *found]:
         with counted(option.strategy, "text_encoder") as (network, _, live):
             ids = torch.ones((1, tokens), dtype=torch.long, device=network.inputs)
-            call = lambda: FAMILY.encode(network.model, ids, torch.ones_like(ids)).cpu()  # noqa: B023, E731
+            call = lambda: {  # noqa: E731
+                name: each.cpu()
+                for name, each in FAMILY.encode(network.model, ids, torch.ones_like(ids)).items()  # noqa: B023
+            }
             network.each([call] * texts.count, lambda done, total: None)
         assert_foretold(live, option)
 

@@ -70,14 +70,18 @@ Vram = Annotated[
     ),
 ]
 CleanCaption = Annotated[
-    bool,
-    typer.Option("--clean/--no-clean", help="Clean the prompt as the training captions were."),
+    bool | None,
+    typer.Option(
+        "--clean/--no-clean",
+        help="Clean the prompt as the training captions were; default: where they were.",
+    ),
 ]
 Padding = Annotated[
-    str,
+    str | None,
     typer.Option(
         "--padding",
-        help=f"Encode real tokens only, or pad as diffusers does: {', '.join(PADDINGS)}.",
+        help=f"Encode real tokens only, or pad as diffusers does: {', '.join(PADDINGS)}; default: "
+        "none, where the model masks padding.",
     ),
 ]
 MaxTokens = Annotated[
@@ -99,6 +103,13 @@ Sigmas = Annotated[
 ]
 Guidance = Annotated[
     float | None, typer.Option("--guidance", "-g", help="Guidance scale; 1 turns it off.")
+]
+Aesthetic = Annotated[
+    str | None,
+    typer.Option(
+        "--aesthetic",
+        help="How beautiful, 0 to 10, the picture and what is negative shall be; default: 6,2.5.",
+    ),
 ]
 PictureSize = Annotated[
     str | None, typer.Option("--size", help="WIDTHxHEIGHT in px; default: the model's.")

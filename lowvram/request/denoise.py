@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from lowvram.errors import ModelError, RequestError
-from lowvram.families.family import Size
+from lowvram.families.family import Family, Size
 from lowvram.repository import Model
 from lowvram.request.checks import artifact, budget, in_range, one_of
 from lowvram.request.encode import DTYPES
@@ -31,6 +31,7 @@ class DenoiseTask:
     timesteps: tuple[int, ...]  # empty: the scheduler's own
     sigmas: tuple[float, ...]  # likewise
     guidance_scale: float
+    aesthetic_scores: tuple[float, ...]  # with the prompt, with the negative; or empty
     requested: tuple[int, int]  # width, height in px
     rendered: tuple[int, int]
     eta: float
@@ -58,6 +59,7 @@ class DenoiseOptions(TypedDict, total=False):
     timesteps: Sequence[int] | None
     sigmas: Sequence[float] | None
     guidance_scale: float | None
+    aesthetic_scores: Sequence[float] | None
     size: Size | tuple[int, int] | None
     binning: bool
     eta: float
@@ -82,6 +84,7 @@ def resolve_denoise(
     timesteps: Sequence[int] | None = None,
     sigmas: Sequence[float] | None = None,
     guidance_scale: float | None = None,
+    aesthetic_scores: Sequence[float] | None = None,
     size: Size | tuple[int, int] | None = None,
     binning: bool = True,
     eta: float = 0.0,
@@ -103,6 +106,8 @@ def resolve_denoise(
         images_per_prompt: None for one, or as many as there are seeds.
         steps: None for the model's default; or give `timesteps` (descending) or `sigmas`.
         guidance_scale: None for the model's default; 1 or less turns guidance off.
+        aesthetic_scores: how beautiful (0 to 10) the picture shall be, and what the negative prompt
+            describes; None for the model's defaults. For models that are told.
         size: width and height in px; None for the model's own.
         binning: compute at the nearest size the model was trained on, resize after decoding.
         eta: noise added in each step, for schedulers that take it (DDIM).
@@ -149,6 +154,7 @@ def resolve_denoise(
         timesteps=tuple(timesteps or ()),
         sigmas=tuple(float(sigma) for sigma in sigmas or ()),
         guidance_scale=float(chosen_guidance),
+        aesthetic_scores=_aesthetic_scores(aesthetic_scores, model.get_family()),
         requested=(requested.width, requested.height),
         rendered=(rendered.width, rendered.height),
         eta=float(eta),
@@ -161,6 +167,18 @@ def resolve_denoise(
         stage_budget=budget("--stage-budget", stage_budget),
         steps_down=0,
     )
+
+
+def _aesthetic_scores(given: Sequence[float] | None, family: Family) -> tuple[float, ...]:
+    if given is None:
+        return family.aesthetic_scores
+    if not family.aesthetic_scores:
+        raise RequestError(f"--aesthetic has no meaning for {family.name}: leave it out")
+    if len(given) != 2 or not all(0 <= score <= 10 for score in given):
+        raise RequestError(
+            f"--aesthetic {list(given)} is not two numbers from 0 to 10: for example 6,2.5"
+        )
+    return tuple(float(score) for score in given)
 
 
 def _seeds(

@@ -24,8 +24,8 @@ class RunOptions(TypedDict, total=False):
     transformer_weights: str
     # of encode
     negative_prompt: str | Sequence[str]
-    clean_caption: bool
-    padding: str
+    clean_caption: bool | None
+    padding: str | None
     max_tokens: int | None
     # of denoise
     seed: int | Sequence[int]
@@ -34,6 +34,7 @@ class RunOptions(TypedDict, total=False):
     timesteps: Sequence[int] | None
     sigmas: Sequence[float] | None
     guidance_scale: float | None
+    aesthetic_scores: Sequence[float] | None
     size: Size | tuple[int, int] | None
     binning: bool
     eta: float

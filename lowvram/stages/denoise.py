@@ -152,6 +152,7 @@ def _settings(task: DenoiseTask, dtype: str, device: str, scheduler: Any) -> dic
         "timesteps": list(task.timesteps),
         "sigmas": list(task.sigmas),
         "guidance_scale": task.guidance_scale,
+        **({"aesthetic_scores": list(task.aesthetic_scores)} if task.aesthetic_scores else {}),
         "eta": task.eta,
         "requested": list(task.requested),
         "rendered": list(task.rendered),

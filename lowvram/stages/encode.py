@@ -161,7 +161,9 @@ def _readable(
 ) -> tuple[str, int, str]:
     """The text as it will be encoded, its number of tokens, and what is cut off its end."""
     text = family.clean(prompt, task.clean_caption)
-    control = [token for token in tokenizer.all_special_tokens if token in text]
+    # Of one character is the padding of CLIP's second tokenizer, "!", which it reads as text.
+    special = [token for token in tokenizer.all_special_tokens if len(token) > 1]
+    control = [token for token in special if token in text]
     for token in control:
         text = text.replace(token, f"{token[0]} {token[1:]}")
     if control:
@@ -188,7 +190,7 @@ def _encode_all(
     on_progress: OnProgress,
     on_text: Callable[[str], None],
 ) -> "dict[str, dict[str, Tensor]]":
-    """Embeddings and mask of each text, on the host."""
+    """What the family makes of each text, on the host."""
     done = itertools.count(1)
     inputs = [
         tokenizer(
@@ -201,28 +203,29 @@ def _encode_all(
         for text in texts
     ]
 
-    def call(ids: "Tensor", mask: "Tensor") -> "Callable[[], Tensor]":
+    def call(ids: "Tensor", mask: "Tensor") -> "Callable[[], dict[str, Tensor]]":
         ids, mask = ids.to(loaded.inputs), mask.to(loaded.inputs)
 
-        def encoded() -> "Tensor":
-            embeds = family.encode(loaded.model, ids, mask).cpu()
+        def encoded() -> "dict[str, Tensor]":
+            made = family.encode(loaded.model, ids, mask)
+            made = {name: tensor.cpu() for name, tensor in made.items()}
             on_text(f"text {next(done)}")
-            return embeds
+            return made
 
         return encoded
 
-    embeds = loaded.each(
+    results = loaded.each(
         [call(each.input_ids, each.attention_mask) for each in inputs],
         lambda done, total: on_progress(Progress("encode", "encoding", done, total)),
     )
     encoded: dict[str, dict[str, Tensor]] = {}
-    for text, each, made in zip(texts, inputs, embeds, strict=True):
-        if not made.isfinite().all():
+    for text, made in zip(texts, results, strict=True):
+        if not all(tensor.isfinite().all() for tensor in made.values()):
             raise NonFiniteError(
-                f"the text encoder gave NaN or infinity in {made.dtype} for “{text[:60]}”: "
-                "encode with --weights whole --dtype bf16 or fp32"
+                f"the text encoder gave NaN or infinity in {made['prompt_embeds'].dtype} for "
+                f"“{text[:60]}”: encode with --weights whole --dtype bf16 or fp32"
             )
-        encoded[text] = {"prompt_embeds": made[0], "prompt_attention_mask": each.attention_mask[0]}
+        encoded[text] = {name: tensor[0] for name, tensor in made.items()}
     return encoded
 
 

@@ -7,7 +7,7 @@ bytes, and one for its end.
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -27,9 +27,6 @@ from lowvram.stages.options.component import shapes
 from lowvram.stages.options.encoder import Texts, encode_once, encoder_options
 from lowvram.stages.options.pixels import pixels_options
 from lowvram.stages.options.transformer import Steps, transformer_options
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 # RSS of a stage before it loads anything, libraries imported: 0.37 to 0.55 GB on Linux here.
 _INTERPRETER_BYTES = 500_000_000
@@ -167,7 +164,9 @@ def _stages(
     shape = (count, *family.latent_shape(configs, Size(*denoise.rendered)))
     number = len(denoise.timesteps) or len(denoise.sigmas) or denoise.steps
     batches = -(-len(denoise.seeds) // count)
-    steps = Steps(shape, _text(made.result), denoise.guidance_scale > 1, number * batches)
+    beside = family.picture_conditions(Size(*denoise.rendered), denoise.aesthetic_scores)
+    text = {name: tensor[0] for name, tensor in made.result.items()} | beside[0]
+    steps = Steps(shape, text, denoise.guidance_scale > 1, number * batches)
     asked = "all" if every else denoise.weights
     dtype = dtypes["transformer"]
     yield _Stage(
@@ -185,11 +184,3 @@ def _stages(
     dtype = dtypes["vae"]
     options = pixels_options(model, asked, dtype, device, room, (count, *shape[1:]), batches)
     yield _Stage("decode", dtype, room, decode.decode, options)
-
-
-def _text(shape: tuple[int, ...]) -> "dict[str, Tensor]":
-    """What the encoder's result `[1, tokens, width]` becomes in the artifact, for its shapes."""
-    return {
-        "prompt_embeds": torch.empty(shape[1:], device="meta"),
-        "prompt_attention_mask": torch.ones(shape[1], dtype=torch.long, device="meta"),
-    }

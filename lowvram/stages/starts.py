@@ -50,10 +50,11 @@ def starts_of(
 ) -> list[Start]:
     """What each picture starts from. Given latents stand in for drawn noise."""
     given = read_latents(task, (len(items), *latent_shape(task, model)))
+    beside = model.get_family().picture_conditions(Size(*task.rendered), task.aesthetic_scores)
     return [
         Start(
-            positive=_text_tensors(embeds, item["prompt_index"], ""),
-            negative=_text_tensors(embeds, item["prompt_index"], "negative_")
+            positive=_text_tensors(embeds, item["prompt_index"], "") | beside[0],
+            negative=_text_tensors(embeds, item["prompt_index"], "negative_") | beside[1]
             if task.guidance_scale > 1
             else {},
             seed=item["seed"],
@@ -70,8 +71,11 @@ def latent_shape(task: DenoiseTask, model: Model) -> tuple[int, int, int]:
 
 def _text_tensors(embeds: "dict[str, Tensor]", index: int, prefix: str) -> "dict[str, Tensor]":
     """The tensors of one text, without the prefix that they have in the artifact."""
-    names = ("prompt_embeds", "prompt_attention_mask")
-    return {name: embeds[f"{index}.{prefix}{name}"] for name in names}
+    own = {name.removeprefix(f"{index}."): tensor for name, tensor in embeds.items()
+           if name.startswith(f"{index}.")}  # fmt: skip
+    negative = {name for name in own if name.startswith("negative_")}
+    wanted = negative if prefix else own.keys() - negative
+    return {name.removeprefix(prefix): own[name] for name in sorted(wanted)}
 
 
 def read_latents(task: DenoiseTask, shape: tuple[int, ...]) -> "Tensor | None":

@@ -16,12 +16,11 @@ from lowvram.pixels.strategy import Pixels
 from lowvram.pixels.strips import StripDecode, comfortable_room, least_room, maps_bytes, used_room
 from lowvram.pixels.whole import WholeDecode
 from lowvram.repository import Model
-from lowvram.stages.options.component import need, shapes, stored_bytes
+from lowvram.stages.options.component import CONVOLUTIONS, need, shapes, stored_bytes
 
 ENCODER_HALF = ("encoder", "quant_conv")  # of an AutoencoderKL: not needed to decode
 _TILE = 512  # px, the side of a tile when decoding blended; halved where it does not fit
 _LEAST_TILE = 64
-_LIBRARIES = {"cuda": "cudnn", "cpu": "onednn"}  # that compute convolutions
 _PASSES = 4  # largest maps that are written and read again, roughly
 _OVERLAP = 0.25  # of a tile, diffusers' default
 
@@ -56,7 +55,9 @@ def pixels_options(
     weights = sizes_of([*vae.parameters(), *vae.buffers()])
     whole: Option[Pixels] | None = None
     if asked in ("auto", "whole", "strips", "all"):
-        traced = trace(vae, decode_once(shape, dtype), convolutions=_LIBRARIES.get(device.type, ""))
+        traced = trace(
+            vae, decode_once(shape, dtype), convolutions=CONVOLUTIONS.get(device.type, "")
+        )
         took = need(
             weights,
             traced,
@@ -141,7 +142,7 @@ def _blended(
     while tile >= min(_LEAST_TILE, max(height, width) // 2):
         cells = tile // scale
         cut = (shape[0], shape[1], min(cells, shape[-2]), min(cells, shape[-1]))
-        traced = trace(vae, decode_once(cut, dtype), convolutions=_LIBRARIES.get(device.type, ""))
+        traced = trace(vae, decode_once(cut, dtype), convolutions=CONVOLUTIONS.get(device.type, ""))
         starts = range(0, shape[-2], cells - cells // 4), range(0, shape[-1], cells - cells // 4)
         sides = [
             sum(min(cells, length - at) for at in side)
