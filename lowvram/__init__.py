@@ -1,6 +1,6 @@
 """Pictures from diffusion transformers on small graphics cards, in three stages that run alone."""
 
-from lowvram.api import decode, denoise, encode
+from lowvram.api import decode, denoise, encode, encode_image
 from lowvram.errors import (
     ArtifactError,
     DeviceError,
@@ -33,5 +33,6 @@ __all__ = [
     "decode",
     "denoise",
     "encode",
+    "encode_image",
     "run",
 ]

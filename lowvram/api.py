@@ -16,9 +16,11 @@ from lowvram.repository import DEFAULT_MODEL, Model, resolve
 from lowvram.request.decode import DecodeOptions, resolve_decode
 from lowvram.request.denoise import DenoiseOptions, resolve_denoise
 from lowvram.request.encode import EncodeOptions, resolve_encode
+from lowvram.request.encode_image import EncodeImageOptions, resolve_encode_image
 from lowvram.stages import decode as decode_stage
 from lowvram.stages import denoise as denoise_stage
 from lowvram.stages import encode as encode_stage
+from lowvram.stages import encode_image as encode_image_stage
 from lowvram.stages.result import StageResult
 from lowvram.stages.sampling import Callback
 
@@ -43,6 +45,28 @@ def encode(
     """
     task = resolve_encode(prompts, resolve(model, revision), output, **options)
     return encode_stage.encode(task, on_progress)
+
+
+def encode_image(
+    images: str | Path | Sequence[str | Path],
+    model: str = DEFAULT_MODEL,
+    *,
+    output: str | Path,
+    revision: str | None = None,
+    on_progress: OnProgress = ignore,
+    **options: Unpack[EncodeImageOptions],
+) -> StageResult:
+    """Pictures to latents that `denoise` can start from, with the VAE alone.
+
+    Args:
+        output: x.latents.safetensors.
+        options: see `request.encode_image.resolve_encode_image`.
+
+    Raises:
+        LowvramError: see errors.py.
+    """
+    task = resolve_encode_image(images, resolve(model, revision), output, **options)
+    return encode_image_stage.encode_image(task, on_progress)
 
 
 def denoise(

@@ -39,7 +39,8 @@ class Header:
     Attributes:
         kind: "embeds" or "latents".
         model: the model's record (`repository.Model.record`): later stages find it from here.
-        settings: every setting that changed a byte, JSON types only.
+        settings: every setting that changed a byte, JSON types only; and "stage" where the file was
+            made by another than the usual one.
         items: one record per prompt (embeds) or per picture (latents), in order.
         made_from: key of the artifact that this one was computed from, "" where there is none.
         tensors: name to {"dtype", "shape", "sha256"}; filled in by `write`.
@@ -242,7 +243,7 @@ def _damaged(path: Path, header: Header, part: str) -> ArtifactError:
 
 
 def _again(header: Header) -> str:
-    return f"make it again with lowvram {_MADE_BY[header.kind]}"
+    return f"make it again with lowvram {header.settings.get('stage', _MADE_BY[header.kind])}"
 
 
 def _sha256(file: Any, size: int) -> str:

@@ -85,6 +85,7 @@ LESS_MEMORY = {
     "encode": "use --weights stream (run: --encoder-weights stream), or --stage-budget 1GiB",
     "denoise": "use --stage-budget 1GiB, --batch-size 1 or a smaller --size",
     "decode": "use --decode strips, or --stage-budget 0.5GiB",
+    "encode-image": "use --encode strips, or --stage-budget 0.5GiB",
 }
 
 NO_SPACE = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}

@@ -9,7 +9,7 @@ class Progress:
     """One step forward.
 
     Attributes:
-        stage: "encode", "denoise", "decode" or "prepare".
+        stage: "encode", "encode-image", "denoise", "decode" or "prepare".
         doing: what is under way, for people: "loading the text encoder".
         done, total: in steps, texts, blocks, hundredths of pictures or MB; total 0 where it is
             not known.

@@ -11,7 +11,7 @@ from io import TextIOWrapper
 import typer
 
 from lowvram import errors
-from lowvram.cli import stages, tools
+from lowvram.cli import pictures, stages, tools
 
 app = typer.Typer(
     name="lowvram",
@@ -26,6 +26,7 @@ app = typer.Typer(
 )
 for command in (
     stages.encode,
+    pictures.encode_image,
     stages.denoise,
     stages.decode,
     stages.run,

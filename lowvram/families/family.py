@@ -197,6 +197,20 @@ class Family(ABC):
         """Latents as the transformer works on them, to latents as the VAE made them."""
 
     @abstractmethod
+    def scale(self, latents: "Tensor", vae: Config) -> "Tensor":
+        """Latents as the VAE made them, to latents as the transformer works on them."""
+
+    @abstractmethod
+    def size_like(self, configs: Mapping[str, Config], picture: Size, binning: bool) -> Size:
+        """The model's own size with the aspect ratio of a picture: what is computed from it.
+
+        Args:
+            configs: as `render_size` takes them.
+            picture: width and height in px, of any size.
+            binning: one of the sizes that the model was trained on, where there is a table.
+        """
+
+    @abstractmethod
     def render_size(
         self, configs: Mapping[str, Config], size: Size | None, binning: bool
     ) -> tuple[Size, Size]:

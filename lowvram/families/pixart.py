@@ -170,6 +170,22 @@ class PixArtSigma(Family):
         """Divided by the VAE's scaling factor."""
         return latents / float(vae["scaling_factor"])
 
+    def scale(self, latents: "Tensor", vae: Config) -> "Tensor":
+        """Times the VAE's scaling factor, as diffusers' img2img pipelines do."""
+        return latents * float(vae["scaling_factor"])
+
+    def size_like(self, configs: Mapping[str, Config], picture: Size, binning: bool) -> Size:
+        """The nearest bin; without bins the model's own area, in multiples of 16 px."""
+        cells, step = int(configs["transformer"]["sample_size"]), _step(configs)
+        bins = _bins(cells) if binning else None
+        aspect = picture.height / picture.width
+        if bins is not None:
+            height, width = bins[min(bins, key=lambda ratio: abs(ratio - aspect))]
+            return Size(width, height)
+        side = cells * _pixels_per_cell(configs["vae"])
+        sides = (side * aspect**-0.5, side * aspect**0.5)
+        return Size(*(min(MAX_SIDE, max(step, round(each / step) * step)) for each in sides))
+
     def render_size(
         self, configs: Mapping[str, Config], size: Size | None, binning: bool
     ) -> tuple[Size, Size]:
@@ -186,7 +202,7 @@ class PixArtSigma(Family):
             aspect = asked.height / asked.width
             height, width = bins[min(bins, key=lambda ratio: abs(ratio - aspect))]
             return asked, Size(width, height)
-        step = pixels_per_cell * int(configs["transformer"]["patch_size"])
+        step = _step(configs)
         if asked.width % step or asked.height % step:
             nearest = Size(
                 *(max(step, round(s / step) * step) for s in (asked.width, asked.height))
@@ -202,6 +218,11 @@ class PixArtSigma(Family):
         pixels = _pixels_per_cell(configs["vae"])
         channels = int(configs["transformer"]["in_channels"])
         return channels, rendered.height // pixels, rendered.width // pixels
+
+
+def _step(configs: Mapping[str, Config]) -> int:
+    """Of what sides are multiples, px."""
+    return _pixels_per_cell(configs["vae"]) * int(configs["transformer"]["patch_size"])
 
 
 def _pixels_per_cell(vae: Config) -> int:

@@ -197,6 +197,14 @@ class SdxlRefiner(Family):
         """Divided by the VAE's scaling factor."""
         return latents / float(vae["scaling_factor"])
 
+    def scale(self, latents: "Tensor", vae: Config) -> "Tensor":
+        """Times the VAE's scaling factor."""
+        return latents * float(vae["scaling_factor"])
+
+    def size_like(self, configs: Mapping[str, Config], picture: Size, binning: bool) -> Size:
+        """The picture's own: it is refined, not made anew."""
+        return picture
+
     def render_size(
         self, configs: Mapping[str, Config], size: Size | None, binning: bool
     ) -> tuple[Size, Size]:

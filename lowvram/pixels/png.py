@@ -31,7 +31,8 @@ def save(path: Path, levels: "np.ndarray", record: dict[str, Any]) -> None:
     Args:
         levels: `[height, width, 3]`, uint8.
         record: how it was made: "prompt", "negative_prompt", "seed", "model" and "denoise" (the
-            settings of that stage) are shown in `parameters`; all of it goes into `lowvram`.
+            settings of that stage; not there for a picture that was only encoded and decoded) are
+            shown in `parameters`; all of it goes into `lowvram`.
 
     Raises:
         StorageError: no space, or the folder cannot be written.
@@ -65,13 +66,15 @@ def read_record(path: Path) -> dict[str, Any]:
 
 def _parameters(record: dict[str, Any]) -> str:
     """One line of settings below the prompts; each value free of commas and newlines."""
-    settings = record["denoise"]
+    settings = record.get("denoise")
+    model = record["model"]["name"].replace(",", " ")
+    if settings is None:
+        return f"Model: {model}"
     width, height = settings["requested"]
     lines = [" ".join(record["prompt"].split())]
     if record["negative_prompt"].strip():
         lines.append("Negative prompt: " + " ".join(record["negative_prompt"].split()))
     steps = len(settings["timesteps"] or settings["sigmas"]) or settings["steps"]
-    model = record["model"]["name"].replace(",", " ")
     lines.append(
         f"Steps: {steps}, Sampler: {settings['scheduler']}, "
         f"CFG scale: {settings['guidance_scale']}, Seed: {record['seed']}, "

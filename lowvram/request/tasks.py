@@ -7,8 +7,9 @@ from typing import Any, TypeVar
 from lowvram.request.decode import DecodeTask
 from lowvram.request.denoise import DenoiseTask
 from lowvram.request.encode import EncodeTask
+from lowvram.request.encode_image import EncodeImageTask
 
-AnyTask = EncodeTask | DenoiseTask | DecodeTask
+AnyTask = EncodeTask | EncodeImageTask | DenoiseTask | DecodeTask
 Task = TypeVar("Task", bound=AnyTask)
 
 

@@ -69,7 +69,7 @@ def decode(task: DecodeTask, on_progress: OnProgress = ignore) -> StageResult:
         {
             **item,
             "model": model.public_record(),
-            "denoise": header.settings,
+            header.settings.get("stage", "denoise"): header.settings,
             "made_from": header.key,
         }
         | {"decode": {**settings, **pixels.settings(), "batch_size": task.batch_size}}
@@ -91,6 +91,7 @@ def decode(task: DecodeTask, on_progress: OnProgress = ignore) -> StageResult:
                 pixels,
                 device,
                 tensors["latents"],
+                header.settings["requested"],
                 records,
                 paths,
                 on_progress,
@@ -128,6 +129,7 @@ def _decode_all(
     pixels: Pixels,
     device: "torch.device",
     latents: "Tensor",
+    requested: tuple[int, int],
     records: list[dict[str, Any]],
     paths: list[Path],
     on_progress: OnProgress,
@@ -136,7 +138,7 @@ def _decode_all(
     """Decode batch by batch; each picture is on disk before the next batch begins."""
     family, config = model.get_family(), model.config("vae")
     dtype = next(vae.parameters()).dtype
-    width, height = records[0]["denoise"]["requested"]
+    width, height = requested
     done = 0
     for batch in in_batches(range(len(paths)), task.batch_size):
         scaled = family.unscale(latents[batch[0] : batch[-1] + 1].to(dtype), config)

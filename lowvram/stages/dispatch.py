@@ -7,10 +7,12 @@ from lowvram.progress import OnProgress
 from lowvram.request.decode import DecodeTask
 from lowvram.request.denoise import DenoiseTask
 from lowvram.request.encode import EncodeTask
+from lowvram.request.encode_image import EncodeImageTask
 from lowvram.request.tasks import from_json
 from lowvram.stages.decode import decode
 from lowvram.stages.denoise import check, denoise
 from lowvram.stages.encode import encode
+from lowvram.stages.encode_image import encode_image
 
 STAGES = ("encode", "denoise", "decode")
 _TASKS = {
@@ -24,8 +26,8 @@ def carry_out(stage: str, task: Mapping[str, Any], on_progress: OnProgress) -> d
     """Run one stage in this process.
 
     Args:
-        stage: "encode", "denoise" or "decode"; or "check", for whether a denoise task can be done,
-            or "plan", for whether all three keep within their budgets.
+        stage: "encode", "encode-image", "denoise" or "decode"; or "check", for whether a denoise
+            task can be done, or "plan", for whether all keep within their budgets.
         task: as `request.tasks.to_json` gives it; for "plan" those of all stages, by name.
 
     Returns:
@@ -46,6 +48,8 @@ def carry_out(stage: str, task: Mapping[str, Any], on_progress: OnProgress) -> d
         result = encode(from_json(EncodeTask, task), on_progress)
     elif stage == "denoise":
         result = denoise(from_json(DenoiseTask, task), on_progress)
+    elif stage == "encode-image":
+        result = encode_image(from_json(EncodeImageTask, task), on_progress)
     else:
         result = decode(from_json(DecodeTask, task), on_progress)
     return {

@@ -1,4 +1,4 @@
-"""The ways of the VAE: whole, in strips, or in blended tiles."""
+"""The ways of the VAE: whole, in strips, or (to decode) in blended tiles."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,12 +13,20 @@ from lowvram.memory.predict import Trace, Work, sizes_of, trace
 from lowvram.pixels.blended import BlendedDecode
 from lowvram.pixels.feature_maps import InRam, OnDisk, Place, choose_place
 from lowvram.pixels.strategy import Pixels
-from lowvram.pixels.strips import StripDecode, comfortable_room, least_room, maps_bytes, used_room
+from lowvram.pixels.strips import (
+    Direction,
+    StripDecode,
+    comfortable_room,
+    least_room,
+    maps_bytes,
+    used_room,
+)
 from lowvram.pixels.whole import WholeDecode
 from lowvram.repository import Model
 from lowvram.stages.options.component import CONVOLUTIONS, need, shapes, stored_bytes
 
 ENCODER_HALF = ("encoder", "quant_conv")  # of an AutoencoderKL: not needed to decode
+DECODER_HALF = ("decoder", "post_quant_conv")  # and not to encode
 _TILE = 512  # px, the side of a tile when decoding blended; halved where it does not fit
 _LEAST_TILE = 64
 _PASSES = 4  # largest maps that are written and read again, roughly
@@ -34,6 +42,7 @@ def pixels_options(
     shape: tuple[int, ...],
     batches: int = 1,
     folder: Path | None = None,
+    direction: Direction = "decode",
 ) -> Iterator[Option[Pixels]]:
     """Fastest first.
 
@@ -44,20 +53,20 @@ def pixels_options(
         batches: how many there are.
         folder: for feature maps that have to lie on a disk; None for the system's temporary one,
             which on some systems is in RAM.
+        direction: "decode", or "encode", which nothing blends.
 
     Raises:
         RequestError: not for this VAE.
     """
     vae = shapes(model, "vae", dtype)
     stored = stored_bytes(model, "vae", vae)
-    for half in ENCODER_HALF:
+    for half in ENCODER_HALF if direction == "decode" else DECODER_HALF:
         setattr(vae, half, None)
     weights = sizes_of([*vae.parameters(), *vae.buffers()])
     whole: Option[Pixels] | None = None
     if asked in ("auto", "whole", "strips", "all"):
-        traced = trace(
-            vae, decode_once(shape, dtype), convolutions=CONVOLUTIONS.get(device.type, "")
-        )
+        work = (decode_once if direction == "decode" else encode_once)(shape, dtype)
+        traced = trace(vae, work, convolutions=CONVOLUTIONS.get(device.type, ""))
         took = need(
             weights,
             traced,
@@ -71,8 +80,10 @@ def pixels_options(
         if asked != "strips":
             yield whole
         if asked != "whole":
-            yield from _strips(vae, dtype, device, room, shape, sum(weights), took, folder)
-    if asked in ("blended", "all"):
+            yield from _strips(
+                vae, dtype, device, room, shape, sum(weights), took, folder, direction
+            )
+    if asked in ("blended", "all") and direction == "decode":
         yield from _blended(vae, dtype, device, room, shape, weights, batches, stored)
 
 
@@ -81,6 +92,18 @@ def decode_once(latents: tuple[int, ...], dtype: torch.dtype) -> Work:
 
     def work(vae: Any, device: torch.device) -> object:
         return vae.decode(torch.empty(latents, dtype=dtype, device=device), return_dict=False)[0]
+
+    return work
+
+
+def encode_once(latents: tuple[int, ...], dtype: torch.dtype) -> Work:
+    """The pictures that latents of that shape are made of, in one piece."""
+
+    def work(vae: Any, device: torch.device) -> object:
+        scale = 2 ** (len(vae.config.block_out_channels) - 1)
+        shape = (latents[0], vae.config.in_channels, latents[-2] * scale, latents[-1] * scale)
+        pixels = torch.empty(shape, dtype=dtype, device=device)
+        return vae.encode(pixels).latent_dist.parameters
 
     return work
 
@@ -94,13 +117,15 @@ def _strips(
     weights: int,
     whole: Need,
     folder: Path | None,
+    direction: Direction,
 ) -> Iterator[Option[Pixels]]:
     """As large as is fast, or as the room allows; then as small as can be."""
     scale = 2 ** (len(vae.config.block_out_channels) - 1)
     height, width = shape[-2] * scale, shape[-1] * scale
-    least = least_room(vae, height, width, dtype, device.type)
-    most = max(least, comfortable_room(vae, height, width, dtype, device.type))
-    maps = maps_bytes(vae, height, width, dtype)
+    of = (vae, height, width, dtype)
+    least = least_room(*of, device.type, direction)
+    most = max(least, comfortable_room(*of, device.type, direction))
+    maps = maps_bytes(*of, direction)
     picture = prod(shape) // shape[1] * 3 * scale**2 * dtype.itemsize
     places: list[Place] = [choose_place(maps, device.type, folder)]
     if device.type == "cpu" and isinstance(places[0], InRam):
@@ -109,7 +134,7 @@ def _strips(
     for place in places:
         in_room = picture + (maps if isinstance(place, InRam) else 0) if device.type == "cpu" else 0
         for own in dict.fromkeys(max(least, each - in_room) for each in rooms):
-            strip = used_room(vae, height, width, dtype, device.type, own)
+            strip = used_room(*of, device.type, own, direction)
             held = weights + strip
             took = replace(
                 whole,

@@ -1,0 +1,214 @@
+"""Encode-image: pictures to latents, with the VAE alone on the device.
+
+What is written is what denoise starts from, in the place of its own finished latents: scaled as the
+transformer works on them, so that decode gives the picture back.
+"""
+
+import hashlib
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lowvram import artifacts
+from lowvram.component import use
+from lowvram.devices import choose_device, choose_dtype, dtype_name
+from lowvram.errors import NonFiniteError, RequestError, translated
+from lowvram.families.family import Size
+from lowvram.memory.meter import Meter
+from lowvram.pixels.picture import pixels_of, read_picture
+from lowvram.pixels.strategy import OnWork, Pixels
+from lowvram.progress import OnProgress, Progress, ignore
+from lowvram.repository import Model
+from lowvram.request.encode_image import EncodeImageTask
+from lowvram.stages.result import StageResult, report_stage
+from lowvram.weights.whole import Whole
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+STAGE = "encode-image"
+
+_OR_STRIPS = ", or --encode strips"
+
+log = logging.getLogger(__name__)
+
+
+@translated(STAGE)
+def encode_image(task: EncodeImageTask, on_progress: OnProgress = ignore) -> StageResult:
+    """Write the latents of every picture to `task.output`.
+
+    Raises:
+        RequestError: a picture cannot be read.
+        ModelError, DeviceError, MemoryExhaustedError, StorageError: as their names say.
+        NonFiniteError: the VAE computed NaN or infinity; nothing is written.
+    """
+    from lowvram.stages.decision import decide
+    from lowvram.stages.options.pixels import DECODER_HALF, pixels_options  # imports torch
+
+    model = Model.from_record(task.model)
+    component = model.get_family().component("vae")
+    device = choose_device(task.device)
+    upcast = bool(model.config("vae").get("force_upcast", True))  # diffusers' default
+    dtype, dtype_reason = choose_dtype(task.dtype, component.dtype, device, upcast)
+    with Meter(device) as meter:
+        shape, folder = (1, *image_latent_shape(task, model)), Path(task.output).parent
+        decision = decide(
+            STAGE,
+            task,
+            device,
+            dtype_name(dtype),
+            lambda room: pixels_options(
+                model,
+                task.encode,
+                dtype,
+                device,
+                room,
+                shape,
+                len(task.images),
+                folder,
+                "encode",
+            ),
+            _OR_STRIPS if task.encode == "whole" else "",
+        )
+        pixels = decision.strategy
+        reasons = [
+            f"encode {pixels.name}: {decision.reason}",
+            f"{dtype_name(dtype)}: {dtype_reason}",
+        ]
+        log.info("encode-image on %s, %s", device, "; ".join(reasons))
+        on_progress(Progress(STAGE, "loading the VAE"))
+        used = use(
+            component.class_name,
+            model.fetch("vae"),
+            Whole(dtype, without=DECODER_HALF),
+            device,
+            meter,
+            decision.room,
+            lambda loaded: _encode_all(
+                task, model, loaded.model, pixels, device, on_progress, meter.mark
+            ),
+        )
+        latents, items = used.result
+        header = artifacts.Header(
+            kind="latents",
+            model=task.model,
+            settings={
+                "stage": STAGE,
+                "requested": list(task.requested),
+                "rendered": list(task.rendered),
+                "sample_seed": task.sample_seed,
+                "dtype": dtype_name(dtype),
+                "device": device.type,
+                **pixels.settings(),
+            },
+            items=items,
+        )
+        artifacts.write(Path(task.output), header, {"latents": latents})
+    report = report_stage(
+        meter,
+        STAGE,
+        pixels.name,
+        dtype_name(dtype),
+        reasons,
+        used,
+        {"model": model.public_record()["name"], **header.settings},
+        budget_bytes=decision.room.bytes if decision.room.option else None,
+        predicted=decision.predicted,
+    )
+    width, height = task.requested
+    made = [{**item, "width": width, "height": height} for item in items]
+    return StageResult([Path(task.output)], made, report)
+
+
+def image_latent_shape(task: EncodeImageTask, model: Model) -> tuple[int, int, int]:
+    """Channels, height and width of the latents of one picture."""
+    configs = {role: model.config(role) for role in ("transformer", "vae")}
+    return model.get_family().latent_shape(configs, Size(*task.rendered))
+
+
+def _encode_all(
+    task: EncodeImageTask,
+    model: Model,
+    vae: "nn.Module",
+    pixels: Pixels,
+    device: "torch.device",
+    on_progress: OnProgress,
+    on_picture: Callable[[str], None],
+) -> "tuple[Tensor, list[dict[str, Any]]]":
+    """Latents of all pictures, float32 on the host, and their records; one after the other."""
+    import torch
+
+    family, config = model.get_family(), model.config("vae")
+    dtype = next(vae.parameters()).dtype
+    made: list[Tensor] = []
+    items: list[dict[str, Any]] = []
+    for index, name in enumerate(task.images):
+        data = _bytes_of(Path(name))
+        picture = read_picture(Path(name), data)
+        on_work = _within(on_progress, index, len(task.images))
+        parameters = pixels.encode(
+            vae, pixels_of(picture, task.rendered, dtype), device, on_work
+        ).float()
+        seed = None if task.sample_seed is None else task.sample_seed + index
+        latents = family.scale(posterior(parameters, seed), config)
+        if not latents.isfinite().all():
+            raise NonFiniteError(
+                f"the VAE gave NaN or infinity in {dtype} for {name}: encode with --dtype fp32"
+            )
+        made.append(latents)
+        items.append(_record(data, picture.size, seed))
+        on_picture(f"picture {index + 1}")
+        on_progress(Progress(STAGE, "encoding", 100 * (index + 1), 100 * len(task.images)))
+    return torch.cat(made), items
+
+
+def posterior(parameters: "Tensor", seed: int | None) -> "Tensor":
+    """Latents from what the VAE says of a picture, as diffusers' `DiagonalGaussianDistribution`.
+
+    Args:
+        parameters: `[1, 2 x channels, height, width]`, means and log variances.
+        seed: to draw with, on the CPU; None for the mode, which is the means.
+
+    Returns:
+        `[1, channels, height, width]`.
+    """
+    import torch
+
+    mean, log_variance = parameters.chunk(2, dim=1)
+    if seed is None:
+        return mean
+    drawn = torch.randn(mean.shape, generator=torch.Generator("cpu").manual_seed(seed))
+    return mean + (0.5 * log_variance.clamp(-30.0, 20.0)).exp() * drawn
+
+
+def _bytes_of(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise RequestError(
+            f"picture {path} cannot be read ({error.strerror}): check the path"
+        ) from None
+
+
+def _record(data: bytes, size: tuple[int, int], sample_seed: int | None) -> dict[str, Any]:
+    """What the file says of a picture; the fields of a denoised one are there, and empty."""
+    return {
+        "prompt": "",
+        "negative_prompt": "",
+        "seed": sample_seed,
+        "picture_sha256": hashlib.sha256(data).hexdigest(),
+        "picture_size": list(size),
+    }
+
+
+def _within(on_progress: OnProgress, before: int, pictures: int) -> OnWork:
+    """Progress inside of a picture, in hundredths."""
+
+    def on_work(done: int, total: int) -> None:
+        if done < total:
+            hundredths = 100 * before + 100 * done // total
+            on_progress(Progress(STAGE, "encoding", hundredths, 100 * pictures))
+
+    return on_work
