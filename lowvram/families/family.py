@@ -108,6 +108,9 @@ class Family(ABC):
     # masks keep padding out; "max" for padding to the limit, as the diffusers pipeline does.
     paddings: ClassVar[tuple[str, ...]] = ("none", "max")
     cleans_captions: ClassVar[bool] = True  # whether its captions were cleaned in training
+    # Whether what is computed beyond the requested size is a margin on the right and below, which
+    # repeats the picture's edge and is cut off; else decode scales and crops.
+    margins: ClassVar[bool] = False
     # What the pipeline may name besides, and only another family can run; see `Family.pipelines`.
     foreign: ClassVar[tuple[str, ...]] = ()
     # Listed in model_index.json besides the components.

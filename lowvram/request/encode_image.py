@@ -90,7 +90,8 @@ def resolve_encode_image(
     family = model.get_family()
     try:
         if size is None:
-            requested = rendered = family.size_like(configs, sizes[0], binning)
+            requested = family.size_like(configs, sizes[0], binning)
+            requested, rendered = family.render_size(configs, requested, False)
         else:
             asked = size if isinstance(size, Size) else Size(*size)
             requested, rendered = family.render_size(configs, asked, binning)

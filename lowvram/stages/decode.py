@@ -11,7 +11,7 @@ from lowvram.devices import choose_device, choose_dtype, dtype_name
 from lowvram.errors import NonFiniteError, translated
 from lowvram.memory.meter import Meter
 from lowvram.pixels import png
-from lowvram.pixels.fit import fit, to_levels
+from lowvram.pixels.fit import cut, fit, to_levels
 from lowvram.pixels.strategy import OnWork, Pixels
 from lowvram.progress import OnProgress, Progress, ignore
 from lowvram.repository import Model
@@ -137,6 +137,7 @@ def _decode_all(
 ) -> None:
     """Decode batch by batch; each picture is on disk before the next batch begins."""
     family, config = model.get_family(), model.config("vae")
+    sized = cut if family.margins else fit
     dtype = next(vae.parameters()).dtype
     width, height = requested
     done = 0
@@ -150,7 +151,7 @@ def _decode_all(
                     f"the VAE gave NaN or infinity in {dtype} for picture {index}: "
                     f"lowvram decode {task.latents} --dtype fp32 (the latents are kept)"
                 )
-            levels = to_levels(fit(picture[None].float(), width, height))[0]
+            levels = to_levels(sized(picture[None].float(), width, height))[0]
             png.save(paths[index], levels, records[index])
             done += 1
             on_picture(f"picture {done}")

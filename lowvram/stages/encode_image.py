@@ -16,6 +16,7 @@ from lowvram.devices import choose_device, choose_dtype, dtype_name
 from lowvram.errors import NonFiniteError, RequestError, translated
 from lowvram.families.family import Size
 from lowvram.memory.meter import Meter
+from lowvram.pixels.fit import widen
 from lowvram.pixels.picture import pixels_of, read_picture
 from lowvram.pixels.strategy import OnWork, Pixels
 from lowvram.progress import OnProgress, Progress, ignore
@@ -141,6 +142,9 @@ def _encode_all(
     import torch
 
     family, config = model.get_family(), model.config("vae")
+    if family.margins and task.requested != task.rendered:
+        log.info("%dx%d px, encoded with its edges repeated to %dx%d: %s needs multiples of 8",
+                 *task.requested, *task.rendered, family.name)  # fmt: skip
     dtype = next(vae.parameters()).dtype
     made: list[Tensor] = []
     items: list[dict[str, Any]] = []
@@ -148,9 +152,9 @@ def _encode_all(
         data = _bytes_of(Path(name))
         picture = read_picture(Path(name), data)
         on_work = _within(on_progress, index, len(task.images))
-        parameters = pixels.encode(
-            vae, pixels_of(picture, task.rendered, dtype), device, on_work
-        ).float()
+        shown = pixels_of(picture, task.requested if family.margins else task.rendered, dtype)
+        shown = widen(shown, *task.rendered)
+        parameters = pixels.encode(vae, shown, device, on_work).float()
         seed = None if task.sample_seed is None else task.sample_seed + index
         latents = family.scale(posterior(parameters, seed), config)
         if not latents.isfinite().all():

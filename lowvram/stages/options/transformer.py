@@ -88,12 +88,17 @@ def transformer_options(
     library = CONVOLUTIONS.get(device.type, "") if _convolves(network) else ""
     stream = Streamed(dtype, component.blocks, component.order, repeats=True, keep=keep)
     fills = bool(room.bytes) and (asked != "stream" or bool(room.option))
+    traces: dict[tuple[Savings, Blocks], Trace] = {}
     names = ("whole", "stream") if asked in ("auto", "all") else (asked,)
     for name in names:
         for savings in _ladder(steps):
-            blocks = component.blocks if name == "stream" else ""
-            step = step_once(family, savings, steps, blocks)
-            traced = trace(network, step, component.blocks, library)
+            # Only branches in turn meet blocks side by side.
+            apart = name == "stream" and savings.branches == "in turn"
+            blocks = component.blocks if apart else ""
+            if (savings, blocks) not in traces:
+                step = step_once(family, savings, steps, blocks)
+                traces[savings, blocks] = trace(network, step, component.blocks, library)
+            traced = traces[savings, blocks]
             if name == "whole":
                 took = need(
                     whole,
