@@ -33,7 +33,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Picture:
-    """One picture and the files it came from. Width and height in px."""
+    """One picture and the files it came from. Width and height in px.
+
+    Attributes:
+        unrefined: the picture before a refiner worked on it; None where none did.
+    """
 
     path: Path
     prompt: str
@@ -42,6 +46,7 @@ class Picture:
     height: int
     embeds: Path
     latents: Path
+    unrefined: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -62,7 +67,11 @@ class RunResult:
         """The document that `--json` prints."""
         return {
             "images": [
-                {k: str(v) if isinstance(v, Path) else v for k, v in vars(image).items()}
+                {
+                    k: str(v) if isinstance(v, Path) else v
+                    for k, v in vars(image).items()
+                    if k != "unrefined" or v is not None
+                }
                 for image in self.images
             ],
             "stages": self.stages,
@@ -97,12 +106,17 @@ def run(
         processes = None if in_process else stack.enter_context(StageProcesses())
         texts = [prompts] if isinstance(prompts, str) else list(prompts)
         picture = _picture_path(output, texts)
+        if options.get("refine"):
+            from lowvram.refining import run_and_refine  # it imports this module
+
+            found = resolve(model, revision)
+            return run_and_refine(prompts, found, picture, processes, on_progress, **options)
         tasks = resolve_run(prompts, resolve(model, revision), picture, **options)
-        results = _run_stages(tasks, processes, on_progress)
-    return _finish(results, tasks)
+        results = run_stages(tasks, processes, on_progress)
+    return finish(results, tasks)
 
 
-def _run_stages(
+def run_stages(
     tasks: Tasks,
     processes: StageProcesses | None,
     on_progress: OnProgress,
@@ -117,7 +131,7 @@ def _run_stages(
     results: list[dict[str, Any]] = []
     for stage, task in zip(STAGES, (to_json(task) for task in tasks), strict=True):
         try:
-            results.append(_stepping_down(stage, task, carry, on_progress))
+            results.append(stepping_down(stage, task, carry, on_progress))
         except LowvramError as error:
             if not results:
                 raise
@@ -129,7 +143,7 @@ def _run_stages(
     return results
 
 
-def _stepping_down(
+def stepping_down(
     stage: str, task: dict[str, Any], carry: Carry, on_progress: OnProgress
 ) -> dict[str, Any]:
     """A stage's result, by a way of working that takes less after each out-of-memory.
@@ -150,7 +164,8 @@ def _stepping_down(
     raise AssertionError("unreachable")
 
 
-def _finish(results: list[dict[str, Any]], tasks: Tasks) -> RunResult:
+def finish(results: list[dict[str, Any]], tasks: Tasks) -> RunResult:
+    """The pictures of finished stages, and the report beside them."""
     embeds, latents = Path(tasks[0].output), Path(tasks[1].output)
     report = Path(tasks[2].output).with_suffix(".report.json")
     decoded = results[-1]
@@ -166,8 +181,12 @@ def _finish(results: list[dict[str, Any]], tasks: Tasks) -> RunResult:
         )
         for path, item in zip(decoded["paths"], decoded["items"], strict=True)
     ]
-    result = RunResult(images, [each["report"] for each in results], report)
-    artifacts.write_bytes(report, to_text(result.to_json()).encode())
+    return write_report(RunResult(images, [each["report"] for each in results], report))
+
+
+def write_report(result: RunResult) -> RunResult:
+    """Write its report, and return it."""
+    artifacts.write_bytes(result.report, to_text(result.to_json()).encode())
     return result
 
 

@@ -108,6 +108,8 @@ class Family(ABC):
     # masks keep padding out; "max" for padding to the limit, as the diffusers pipeline does.
     paddings: ClassVar[tuple[str, ...]] = ("none", "max")
     cleans_captions: ClassVar[bool] = True  # whether its captions were cleaned in training
+    needs_start: ClassVar[bool] = False  # whether it works on pictures that are there only
+    default_strength: ClassVar[float] = 0.6  # how much of a start is made anew
     # Whether what is computed beyond the requested size is a margin on the right and below, which
     # repeats the picture's edge and is cut off; else decode scales and crops.
     margins: ClassVar[bool] = False

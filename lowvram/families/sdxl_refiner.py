@@ -108,6 +108,7 @@ class SdxlRefiner(Family):
     max_tokens = 77
     paddings = ("max",)  # the UNet attends to the padding: it has no mask
     cleans_captions = False
+    needs_start = True
     margins = True
     index = {
         "text_encoder": [None, None],

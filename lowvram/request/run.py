@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
 from lowvram import artifacts
+from lowvram.errors import RequestError
 from lowvram.families.family import Size
 from lowvram.repository import Model
 from lowvram.request.decode import DecodeOptions, DecodeTask, resolve_decode
@@ -41,6 +42,10 @@ class RunOptions(TypedDict, total=False):
     latents: str | Path | None
     # of decode
     decode: str
+    # of the refiner that follows, if one does
+    refine: bool
+    refine_strength: float | None
+    refiner: str
     # of several
     dtype: str
     device: str
@@ -52,7 +57,7 @@ class RunOptions(TypedDict, total=False):
 def resolve_run(
     prompts: str | Sequence[str], model: Model, picture: Path, **options: Unpack[RunOptions]
 ) -> Tasks:
-    """Check what was asked of the three stages.
+    """Check what was asked of the three stages. For a refiner's see `request.refine`.
 
     Args:
         picture: x.png; the files in between lie beside it.
@@ -61,6 +66,8 @@ def resolve_run(
         RequestError: names the value and the way out.
     """
     _check_names(options)
+    if not options.get("refine") and (options.get("refine_strength") is not None):
+        raise RequestError("--refine-strength needs --refine: give it too")
     texts = [prompts] if isinstance(prompts, str) else list(prompts)
     embeds, latents = (Path(f"{picture.with_suffix('')}{s}") for s in artifacts.SUFFIXES.values())
     encode = _of(EncodeOptions, options, weights="encoder_weights")

@@ -99,7 +99,7 @@ def encode_image(task: EncodeImageTask, on_progress: OnProgress = ignore) -> Sta
                 "stage": STAGE,
                 "requested": list(task.requested),
                 "rendered": list(task.rendered),
-                "sample_seed": task.sample_seed,
+                "sampled": bool(task.sample_seeds),
                 "dtype": dtype_name(dtype),
                 "device": device.type,
                 **pixels.settings(),
@@ -155,7 +155,7 @@ def _encode_all(
         shown = pixels_of(picture, task.requested if family.margins else task.rendered, dtype)
         shown = widen(shown, *task.rendered)
         parameters = pixels.encode(vae, shown, device, on_work).float()
-        seed = None if task.sample_seed is None else task.sample_seed + index
+        seed = task.sample_seeds[index] if task.sample_seeds else None
         latents = family.scale(posterior(parameters, seed), config)
         if not latents.isfinite().all():
             raise NonFiniteError(
