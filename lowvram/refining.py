@@ -2,7 +2,8 @@
 
     lowvram refine cactus.png "a cactus with a happy face"
 
-Encode and encode-image (the picture, through the VAE), denoise from there, decode. Imports no torch.
+Encode and encode-image (the picture, through the VAE), denoise from there, decode. Imports
+no torch.
 """
 
 import shlex
@@ -26,7 +27,7 @@ from lowvram.request.refine import (
 )
 from lowvram.request.run import RunOptions, resolve_run
 from lowvram.request.tasks import to_json
-from lowvram.run import Carry, RunResult, finish, run_stages, stepping_down, write_report
+from lowvram.run import Carry, RunResult, finished, run_stages, stepping_down, write_report
 from lowvram.stages.decode import picture_paths
 from lowvram.stages.dispatch import carry_out
 
@@ -59,14 +60,14 @@ def refine(
     with ExitStack() as stack:
         processes = None if in_process else stack.enter_context(StageProcesses())
         carry: Carry = carry_out if processes is None else processes.run
-        first = Path(pictures if isinstance(pictures, str | Path) else list(pictures)[0])
+        first = Path(pictures if isinstance(pictures, str | Path) else next(iter(pictures)))
         target = first.with_name(f"{first.stem}-refined.png") if output is None else Path(output)
         if first.resolve() == target.resolve():
             raise RequestError(f"{target} is the picture itself: name another file with -o")
         tasks = resolve_refine(pictures, prompts, resolve(model, revision), target, **options)
         check_refining(tasks, carry, on_progress)
         results = run_refining(tasks, carry, on_progress)
-    return finish(results, tasks[0], tasks[2], tasks[3])
+    return finished(results, (tasks[0], tasks[2], tasks[3]))
 
 
 def run_and_refine(
@@ -103,9 +104,9 @@ def run_and_refine(
         raise type(error)(f"{error} (the pictures are kept unrefined: {kept})") from None
     for result in second:
         result["report"]["stage"] = f"refine: {result['report']['stage']}"
-    result = finish([*first, *second], (more[0], more[2], more[3]))
-    images = [replace(i, unrefined=path) for i, path in zip(result.images, made, strict=True)]
-    return write_report(replace(result, images=images))
+    found = finished([*first, *second], (more[0], more[2], more[3]))
+    images = [replace(i, unrefined=path) for i, path in zip(found.images, made, strict=True)]
+    return write_report(replace(found, images=images))
 
 
 def check_refining(tasks: Refining, carry: Carry, on_progress: OnProgress) -> None:

@@ -113,7 +113,7 @@ def run(
             return run_and_refine(prompts, found, picture, processes, on_progress, **options)
         tasks = resolve_run(prompts, resolve(model, revision), picture, **options)
         results = run_stages(tasks, processes, on_progress)
-    return finish(results, tasks)
+    return finished(results, tasks)
 
 
 def run_stages(
@@ -164,7 +164,7 @@ def stepping_down(
     raise AssertionError("unreachable")
 
 
-def finish(results: list[dict[str, Any]], tasks: Tasks) -> RunResult:
+def finished(results: list[dict[str, Any]], tasks: Tasks) -> RunResult:
     """The pictures of finished stages, and the report beside them."""
     embeds, latents = Path(tasks[0].output), Path(tasks[1].output)
     report = Path(tasks[2].output).with_suffix(".report.json")

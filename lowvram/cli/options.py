@@ -12,6 +12,7 @@ from lowvram.prepared import WEIGHTS as PREPARED_WEIGHTS
 from lowvram.request.decode import DECODES
 from lowvram.request.denoise import MAX_IMAGES, TRANSFORMER_WEIGHTS
 from lowvram.request.encode import DTYPES, PADDINGS, WEIGHTS
+from lowvram.request.start import DEFAULT_STRENGTH
 
 Number = TypeVar("Number", int, float)
 
@@ -125,6 +126,29 @@ Eta = Annotated[float, typer.Option("--eta", help="Noise added in each step (DDI
 Latents = Annotated[
     Path | None,
     typer.Option("--latents", help="Safetensors file with `latents` to start from."),
+]
+Start = Annotated[
+    Path | None,
+    typer.Option("--start", help="Start from what encode-image or an earlier denoise wrote."),
+]
+StartPicture = Annotated[
+    int | None,
+    typer.Option("--start-picture", help="Of a start with several, the one for all, from 0."),
+]
+Strength = Annotated[
+    float | None,
+    typer.Option(
+        "--strength",
+        help=f"How much of a start is made anew, 0 to 1; default: {DEFAULT_STRENGTH}.",
+    ),
+]
+Towards = Annotated[
+    int | None,
+    typer.Option("--towards", help="A second seed: noise between that of --seed and this one."),
+]
+At = Annotated[
+    str | None,
+    typer.Option("--at", help="Where between the two, a picture each; default: 0,0.25,0.5,0.75,1."),
 ]
 Dtype = Annotated[str, typer.Option("--dtype", help=f"To compute in: {', '.join(DTYPES)}.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, xpu, mps.")]

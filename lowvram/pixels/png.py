@@ -75,9 +75,15 @@ def _parameters(record: dict[str, Any]) -> str:
     if record["negative_prompt"].strip():
         lines.append("Negative prompt: " + " ".join(record["negative_prompt"].split()))
     steps = len(settings["timesteps"] or settings["sigmas"]) or settings["steps"]
+    more = ""
+    if "strength" in settings:  # as galleries know these two from other programs
+        more += f", Denoising strength: {settings['strength']:g}"
+    if "towards" in record:
+        more += f", Variation seed: {record['towards']}"
+        more += f", Variation seed strength: {record['at']:g}"
     lines.append(
         f"Steps: {steps}, Sampler: {settings['scheduler']}, "
         f"CFG scale: {settings['guidance_scale']}, Seed: {record['seed']}, "
-        f"Size: {width}x{height}, Model: {model}"
+        f"Size: {width}x{height}, Model: {model}{more}"
     )
     return "\n".join(lines)

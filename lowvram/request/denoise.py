@@ -10,8 +10,16 @@ from typing import Any, TypedDict
 from lowvram.errors import ModelError, RequestError
 from lowvram.families.family import Family, Size
 from lowvram.repository import Model
+from lowvram.request.between import check_between
 from lowvram.request.checks import artifact, budget, in_range, one_of
 from lowvram.request.encode import DTYPES
+from lowvram.request.start import (
+    SavedLatents,
+    check_pictures,
+    check_rendered,
+    check_strength,
+    read_start,
+)
 
 TRANSFORMER_WEIGHTS = ("auto", "whole", "stream")
 MAX_SEED = 2**63 - 1
@@ -36,6 +44,11 @@ class DenoiseTask:
     rendered: tuple[int, int]
     eta: float
     latents: str  # a file of starting latents, "" to draw them
+    start: str  # a file of finished latents to start from, "" for none
+    start_picture: int  # which of them all start from, -1 where each has its own
+    strength: float  # part of the steps that is done from there; 1.0 without a start
+    towards: int | None  # the second seed; None for none
+    at: tuple[float, ...]  # between the seeds, one per picture; empty without a second one
     weights: str
     dtype: str
     device: str
@@ -47,7 +60,7 @@ class DenoiseTask:
     @property
     def asks_the_scheduler(self) -> bool:
         """Whether only the model's scheduler, or a file, can tell if this can be done."""
-        return bool(self.timesteps or self.sigmas or self.eta or self.latents)
+        return bool(self.timesteps or self.sigmas or self.eta or self.latents or self.start)
 
 
 class DenoiseOptions(TypedDict, total=False):
@@ -64,6 +77,11 @@ class DenoiseOptions(TypedDict, total=False):
     binning: bool
     eta: float
     latents: str | Path | None
+    start: str | Path | SavedLatents | None
+    start_picture: int | None
+    strength: float | None
+    towards: int | None
+    at: Sequence[float] | None
     weights: str
     dtype: str
     device: str
@@ -89,6 +107,11 @@ def resolve_denoise(
     binning: bool = True,
     eta: float = 0.0,
     latents: str | Path | None = None,
+    start: str | Path | SavedLatents | None = None,
+    start_picture: int | None = None,
+    strength: float | None = None,
+    towards: int | None = None,
+    at: Sequence[float] | None = None,
     weights: str = "auto",
     dtype: str = "auto",
     device: str = "auto",
@@ -113,6 +136,16 @@ def resolve_denoise(
         eta: noise added in each step, for schedulers that take it (DDIM).
         latents: a safetensors file with `latents` `[pictures, channels, height, width]`, standard
             normal, to start from instead of drawing noise.
+        start: what encode-image wrote of a picture, or denoise of earlier ones: noise is added to
+            it, and the last part of the steps is done. Gives the size, unless `size` does. A file
+            that is not written yet is described.
+        start_picture: which picture of that file, from 0; None for the only one, or, where it holds
+            as many as are made, for each its own.
+        strength: how much of the steps is done, more than 0 to 1, where all is done; None for the
+            family's default.
+        towards: a second seed. The noise of each picture then lies between those of `seed` and
+            this one (spherical interpolation).
+        at: where between the two, 0 to 1, one for each picture of a prompt; None for five.
         weights: how the transformer's weights sit; "auto" takes whole where it fits, else
             stream.
         batch_size: pictures per call of the transformer.
@@ -122,7 +155,9 @@ def resolve_denoise(
     Raises:
         RequestError: names the value and the way out.
     """
-    seeds, images = _seeds(seed, images_per_prompt, prompts)
+    places = check_between(seed, images_per_prompt, towards, at, latents)
+    first = [index(seed)] * len(places) if places and not isinstance(seed, Sequence) else seed
+    seeds, images = _seeds(first, images_per_prompt, prompts)
     if (timesteps and sigmas) or (steps is not None and (timesteps or sigmas)):
         raise RequestError("--steps, --timesteps and --sigmas exclude each other: give one")
     if timesteps and list(timesteps) != sorted(set(timesteps), reverse=True):
@@ -135,10 +170,29 @@ def resolve_denoise(
         raise RequestError(f"--eta {eta} is out of range: 0 to 1")
     configs = {role: model.config(role) for role in ("transformer", "vae", "scheduler")}
     asked = size if size is None or isinstance(size, Size) else Size(*size)
+    family = model.get_family()
+    if start is None and family.needs_start:
+        raise RequestError(
+            f"{model.name} works on pictures that are there: lowvram refine x.png PROMPT "
+            f"-m {model.name}, or denoise with --start"
+        )
+    begun = read_start(start, model) if isinstance(start, str | Path) else start
     try:
-        requested, rendered = model.get_family().render_size(configs, asked, binning)
+        if begun is not None and asked is None:
+            requested, rendered = begun.requested, begun.rendered
+            model.get_family().render_size(configs, rendered, False)  # whether it can do that
+        else:
+            requested, rendered = model.get_family().render_size(configs, asked, binning)
     except (KeyError, TypeError) as error:
         raise ModelError(f"{model.name} has a configuration that lacks {error}") from None
+    number = in_range("--steps", model.steps if steps is None else steps, 1, 1000)
+    if begun is not None:
+        check_rendered(begun, rendered, requested)
+        start_picture = check_pictures(begun, start_picture, len(seeds))
+        strength = family.default_strength if strength is None else strength
+        strength = check_strength(strength, len(timesteps or sigmas or ()) or number)
+    elif start_picture is not None or strength is not None:
+        raise RequestError("--strength and --start-picture need --start or --image: name one")
     chosen_guidance = model.guidance_scale if guidance_scale is None else guidance_scale
     if not 0 <= chosen_guidance <= 100:  # NaN fails this too
         raise RequestError(f"--guidance {guidance_scale} is out of range: 0 to 100")
@@ -147,10 +201,10 @@ def resolve_denoise(
     return DenoiseTask(
         model=model.record(),
         embeds=str(embeds),
-        output=artifact(output, embeds, latents),
+        output=artifact(output, embeds, latents, None if begun is None else begun.path),
         seeds=seeds,
         images_per_prompt=images,
-        steps=in_range("--steps", model.steps if steps is None else steps, 1, 1000),
+        steps=number,
         timesteps=tuple(timesteps or ()),
         sigmas=tuple(float(sigma) for sigma in sigmas or ()),
         guidance_scale=float(chosen_guidance),
@@ -159,6 +213,11 @@ def resolve_denoise(
         rendered=(rendered.width, rendered.height),
         eta=float(eta),
         latents="" if latents is None else str(latents),
+        start="" if begun is None else begun.path,
+        start_picture=-1 if start_picture is None else start_picture,
+        strength=1.0 if strength is None else strength,
+        towards=towards,
+        at=places * prompts,
         weights=one_of("--weights", weights, TRANSFORMER_WEIGHTS),
         dtype=one_of("--dtype", dtype, DTYPES),
         device=device,

@@ -40,6 +40,11 @@ class RunOptions(TypedDict, total=False):
     binning: bool
     eta: float
     latents: str | Path | None
+    start: str | Path | None
+    start_picture: int | None
+    strength: float | None
+    towards: int | None
+    at: Sequence[float] | None
     # of decode
     decode: str
     # of the refiner that follows, if one does

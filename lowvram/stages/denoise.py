@@ -16,7 +16,14 @@ from lowvram.request.denoise import DenoiseTask
 from lowvram.stages.result import StageResult, report_stage
 from lowvram.stages.sampling import Callback, Network, denoise_all, every
 from lowvram.stages.schedule import scheduler_maker
-from lowvram.stages.starts import items_of, latent_shape, read_latents, starts_of
+from lowvram.stages.starts import (
+    begin,
+    items_of,
+    latent_shape,
+    read_latents,
+    start_settings,
+    starts_of,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -56,7 +63,7 @@ def denoise(
     dtype, dtype_reason = choose_dtype(task.dtype, component.dtype, device)
     items = items_of(task, embeds_header.items)
     make_scheduler = scheduler_maker(task, model)
-    make_scheduler("cpu")  # refuses what it cannot do, before anything is loaded
+    timesteps = begin(task, make_scheduler("cpu"))  # refuses what it cannot, before any load
     starts = starts_of(task, model, items, embeds)
     with Meter(device) as meter:
         batches = -(-len(starts) // task.batch_size)
@@ -64,7 +71,7 @@ def denoise(
             (min(task.batch_size, len(starts)), *latent_shape(task, model)),
             max((text for start in starts for text in start.texts()), key=_tokens),
             task.guidance_scale > 1,
-            batches * len(make_scheduler("cpu").timesteps),
+            batches * len(timesteps),
         )
         decision = decide(
             "denoise",
@@ -105,7 +112,8 @@ def denoise(
             kind="latents",
             model=task.model,
             settings=_settings(task, dtype_name(dtype), device.type, make_scheduler(device))
-            | {"weights": placed.weights.name, **placed.savings.settings()},
+            | {"weights": placed.weights.name, **placed.savings.settings()}
+            | start_settings(task),
             items=items,
             made_from=embeds_header.key,
         )
@@ -133,7 +141,7 @@ def check(task: DenoiseTask) -> None:
         RequestError, ModelError: as `denoise` does.
     """
     model = Model.from_record(task.model)
-    scheduler_maker(task, model)("cpu")
+    begin(task, scheduler_maker(task, model)("cpu"))
     read_latents(task, (len(task.seeds), *latent_shape(task, model)))
 
 

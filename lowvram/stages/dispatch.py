@@ -42,7 +42,11 @@ def carry_out(stage: str, task: Mapping[str, Any], on_progress: OnProgress) -> d
     if stage == "plan":
         from lowvram.stages.plan import check_budget
 
-        check_budget(*(from_json(kind, task[name]) for name, kind in _TASKS.items()))
+        image = task.get("encode-image")
+        check_budget(
+            *(from_json(kind, task[name]) for name, kind in _TASKS.items()),
+            image=None if image is None else from_json(EncodeImageTask, image),
+        )
         return {}
     if stage == "encode":
         result = encode(from_json(EncodeTask, task), on_progress)

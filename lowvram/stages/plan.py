@@ -22,6 +22,8 @@ from lowvram.repository import Model
 from lowvram.request.decode import DecodeTask
 from lowvram.request.denoise import DenoiseTask
 from lowvram.request.encode import EncodeTask
+from lowvram.request.encode_image import EncodeImageTask
+from lowvram.request.start import steps_done
 from lowvram.stages.decision import rates_of
 from lowvram.stages.options.component import shapes
 from lowvram.stages.options.encoder import Texts, encode_once, encoder_options
@@ -68,10 +70,12 @@ def plan(
     decode: DecodeTask,
     device: torch.device,
     every: bool = False,
+    image: EncodeImageTask | None = None,
 ) -> list[Row]:
     """The way that each stage would take.
 
     Args:
+        image: of encode-image, where pictures are started from.
         device: to plan for; need not be there.
         every: list the others too.
 
@@ -79,7 +83,7 @@ def plan(
         RequestError: a stage cannot keep within its budget, and not every way is wanted.
     """
     rates, rows = rates_of(device), []
-    for stage in _stages(encode, denoise, decode, device, rates, every):
+    for stage in _stages(encode, denoise, decode, device, rates, every, image):
         options = list(stage.options) if every else stage.options
         choice: Choice[Any] | None = None
         considered = (each for each in options if each.is_allowed(stage.asked))
@@ -104,13 +108,18 @@ def plan(
     return rows
 
 
-def check_budget(encode: EncodeTask, denoise: DenoiseTask, decode: DecodeTask) -> None:
+def check_budget(
+    encode: EncodeTask,
+    denoise: DenoiseTask,
+    decode: DecodeTask,
+    image: EncodeImageTask | None = None,
+) -> None:
     """Refuse what cannot keep within its budget.
 
     Raises:
         RequestError: names the smallest budget that would do.
     """
-    plan(encode, denoise, decode, choose_device(encode.device))
+    plan(encode, denoise, decode, choose_device(encode.device), image=image)
 
 
 def device_to_plan_for(name: str, vram: int) -> torch.device:
@@ -133,6 +142,7 @@ def _stages(
     device: torch.device,
     rates: Rates,
     every: bool,
+    image: EncodeImageTask | None,
 ) -> Iterable[_Stage]:
     model = Model.from_record(encode.model)
     family = model.get_family()
@@ -158,11 +168,15 @@ def _stages(
     encoder = shapes(model, "text_encoder", dtype)
     made = trace(encoder, encode_once(family, tokens), family.component("text_encoder").blocks)
 
+    if image is not None:
+        yield _encode_image(image, device, rates, every)
+
     room = find_room(device, denoise.vram, denoise.stage_budget, rates)
     count = min(denoise.batch_size, len(denoise.seeds))
     configs = {role: model.config(role) for role in ("transformer", "vae")}
     shape = (count, *family.latent_shape(configs, Size(*denoise.rendered)))
     number = len(denoise.timesteps) or len(denoise.sigmas) or denoise.steps
+    number = steps_done(number, denoise.strength)
     batches = -(-len(denoise.seeds) // count)
     beside = family.picture_conditions(Size(*denoise.rendered), denoise.aesthetic_scores)
     text = {name: tensor[0] for name, tensor in made.result.items()} | beside[0]
@@ -184,3 +198,16 @@ def _stages(
     dtype = dtypes["vae"]
     options = pixels_options(model, asked, dtype, device, room, (count, *shape[1:]), batches)
     yield _Stage("decode", dtype, room, decode.decode, options)
+
+
+def _encode_image(task: EncodeImageTask, device: torch.device, rates: Rates, every: bool) -> _Stage:
+    model = Model.from_record(task.model)
+    family = model.get_family()
+    upcast = bool(model.config("vae").get("force_upcast", True))
+    dtype, _ = choose_dtype(task.dtype, family.component("vae").dtype, device, upcast)
+    configs = {role: model.config(role) for role in ("transformer", "vae")}
+    shape = (1, *family.latent_shape(configs, Size(*task.rendered)))
+    room = find_room(device, task.vram, task.stage_budget, rates)
+    asked, pictures = "all" if every else task.encode, len(task.images)
+    options = pixels_options(model, asked, dtype, device, room, shape, pictures, direction="encode")
+    return _Stage("encode-image", dtype, room, task.encode, options)

@@ -16,7 +16,7 @@ from lowvram.request.denoise import DenoiseTask
 from lowvram.stages.result import in_batches
 from lowvram.stages.savings import Savings, chunk_feed_forward, guided, real_tokens
 from lowvram.stages.schedule import step_options
-from lowvram.stages.starts import Start, latent_shape
+from lowvram.stages.starts import Start, begin, first_latents, generators_of, latent_shape
 from lowvram.weights.checkpoint import Loaded
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ def sample(
     predict: "Callable[[Tensor, Tensor], Tensor]",
     scheduler: Any,
     latents: "Tensor",
+    timesteps: "Tensor",
     step_options: dict[str, Any],
     on_step: Callable[[int, "Tensor", "Tensor"], None],
 ) -> "Tensor":
@@ -39,15 +40,15 @@ def sample(
     Args:
         predict: scaled latents and timestep to the model's prediction.
         scheduler: with its timesteps set.
-        latents: `[pictures, channels, height, width]`, standard normal.
+        latents: `[pictures, channels, height, width]`, as the scheduler has them at the first.
+        timesteps: to be done.
         step_options: what this scheduler's `step` takes besides (eta, generator).
         on_step: called after each with its index, timestep and latents.
 
     Returns:
         `[pictures, channels, height, width]`.
     """
-    latents = latents * scheduler.init_noise_sigma
-    for index, timestep in enumerate(scheduler.timesteps):
+    for index, timestep in enumerate(timesteps):
         prediction = predict(scheduler.scale_model_input(latents, timestep), timestep)
         latents = scheduler.step(prediction, timestep, latents, **step_options, return_dict=False)[
             0
@@ -110,7 +111,7 @@ def denoise_all(
     finished: list[Tensor] = []
     for batch in in_batches(starts, task.batch_size):
         scheduler = make_scheduler()
-        steps = len(scheduler.timesteps)
+        steps = len(begin(task, scheduler))
 
         def on_step(
             index: int,
@@ -139,18 +140,16 @@ def _denoise_batch(
     on_step: "Callable[[int, Tensor, Tensor], None]",
 ) -> "Tensor":
     """Latents of one batch, on the host."""
-    import torch
-
     shape = (1, *latent_shape(task, model))
     predict = network.predictor(model.get_family(), batch, task.guidance_scale)
-    generators = [torch.Generator("cpu").manual_seed(start.seed) for start in batch]
-    noise = [
-        torch.randn(shape, generator=generator) if start.noise is None else start.noise
-        for start, generator in zip(batch, generators, strict=True)
-    ]
+    generators = generators_of(batch)
     options = step_options(scheduler, task.eta, generators)
-    start = torch.cat(noise).to(network.device, network.dtype)
-    latents = sample(predict, scheduler, start, options, on_step).cpu()
+    timesteps = begin(task, scheduler)
+    start = first_latents(batch, generators, shape, scheduler, timesteps)
+    start = start.to(network.device, network.dtype)
+    if not task.start:
+        start = start * scheduler.init_noise_sigma
+    latents = sample(predict, scheduler, start, timesteps, options, on_step).cpu()
     if not latents.isfinite().all():
         raise NonFiniteError(
             f"the transformer gave NaN or infinity in {network.dtype}: denoise with --dtype fp32"
