@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 MIN_SIDE, MAX_SIDE = 16, 8192  # px
 _PIXELS_PER_CELL = 8
+_CLIP_LAYERS = "text_model.encoder.layers"
 
 CLIP_BIG_G = {
     "hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32,
@@ -89,7 +90,7 @@ class SdxlRefiner(Family):
         ),
         Component(
             "text_encoder", "transformers.CLIPTextModelWithProjection", "text_encoder_2",
-            dtype="float16", blocks="text_model.encoder.layers",
+            dtype="float16", blocks=_CLIP_LAYERS,
             order=("q_proj", "k_proj", "v_proj"),
         ),
         Component(
@@ -143,8 +144,9 @@ class SdxlRefiner(Family):
         """CLIP's last hidden state but one, `[batch, tokens, 1280]`, and its projected pooled
         output, `[batch, 1280]`. The padding is encoded like text: the pipeline gives no mask.
         """
-        # Libraries that cannot choose among hidden states give all of them.
-        made = text_encoder(ids, output_hidden_states=[-2])
+        layers = len(list(text_encoder.get_submodule(_CLIP_LAYERS).children()))
+        # Only that one is kept; a library that cannot choose gives all of them, in the same places.
+        made = text_encoder(ids, output_hidden_states=[layers - 1])
         return {"prompt_embeds": made.hidden_states[-2], "pooled_prompt_embeds": made.text_embeds}
 
     def picture_conditions(

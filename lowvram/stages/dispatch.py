@@ -15,11 +15,6 @@ from lowvram.stages.encode import encode
 from lowvram.stages.encode_image import encode_image
 
 STAGES = ("encode", "denoise", "decode")
-_TASKS = {
-    "encode": EncodeTask,
-    "denoise": DenoiseTask,
-    "decode": DecodeTask,
-}
 
 
 def carry_out(stage: str, task: Mapping[str, Any], on_progress: OnProgress) -> dict[str, Any]:
@@ -44,8 +39,10 @@ def carry_out(stage: str, task: Mapping[str, Any], on_progress: OnProgress) -> d
 
         image = task.get("encode-image")
         check_budget(
-            *(from_json(kind, task[name]) for name, kind in _TASKS.items()),
-            image=None if image is None else from_json(EncodeImageTask, image),
+            from_json(EncodeTask, task["encode"]),
+            from_json(DenoiseTask, task["denoise"]),
+            from_json(DecodeTask, task["decode"]),
+            None if image is None else from_json(EncodeImageTask, image),
         )
         return {}
     if stage == "encode":
