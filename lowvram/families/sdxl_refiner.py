@@ -178,10 +178,13 @@ class SdxlRefiner(Family):
         conditions: Mapping[str, "Tensor"],
         guidance_scale: float,
     ) -> "Tensor":
-        """With guidance."""
+        """With guidance. The pipeline's latents have their channels last in memory, as its VAE's
+        encoder leaves them, and a CPU sums convolutions of such in another order.
+        """
         import torch
 
         guided = guidance_scale > 1
+        latents = latents.contiguous(memory_format=torch.channels_last)
         predicted: Tensor = transformer(
             torch.cat([latents, latents]) if guided else latents,
             timestep,
@@ -198,8 +201,11 @@ class SdxlRefiner(Family):
         return predicted
 
     def unscale(self, latents: "Tensor", vae: Config) -> "Tensor":
-        """Divided by the VAE's scaling factor."""
-        return latents / float(vae["scaling_factor"])
+        """Divided by the VAE's scaling factor; channels last in memory, see `predict`."""
+        import torch
+
+        unscaled = latents / float(vae["scaling_factor"])
+        return unscaled.contiguous(memory_format=torch.channels_last)
 
     def scale(self, latents: "Tensor", vae: Config) -> "Tensor":
         """Times the VAE's scaling factor."""
