@@ -14,6 +14,7 @@ from lowvram.errors import (
 )
 from lowvram.families.family import Size
 from lowvram.progress import Progress
+from lowvram.refining import refine
 from lowvram.run import Picture, RunResult, run
 
 __all__ = [
@@ -34,5 +35,6 @@ __all__ = [
     "denoise",
     "encode",
     "encode_image",
+    "refine",
     "run",
 ]

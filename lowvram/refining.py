@@ -28,7 +28,6 @@ from lowvram.request.refine import (
 from lowvram.request.run import RunOptions, resolve_run
 from lowvram.request.tasks import to_json
 from lowvram.run import Carry, RunResult, finished, run_stages, stepping_down, write_report
-from lowvram.stages.decode import picture_paths
 from lowvram.stages.dispatch import carry_out
 
 STAGES = ("encode", "encode-image", "denoise", "decode")
@@ -87,10 +86,8 @@ def run_and_refine(
     """
     carry: Carry = carry_out if processes is None else processes.run
     tasks = resolve_run(prompts, model, unrefined(picture), **options)
-    made = picture_paths(Path(tasks[2].output), len(tasks[1].seeds))
     more = refining_of_run(
         tasks,
-        made,
         picture,
         options.get("refine_strength"),
         options.get("refiner", DEFAULT_REFINER),
@@ -105,7 +102,10 @@ def run_and_refine(
     for result in second:
         result["report"]["stage"] = f"refine: {result['report']['stage']}"
     found = finished([*first, *second], (more[0], more[2], more[3]))
-    images = [replace(i, unrefined=path) for i, path in zip(found.images, made, strict=True)]
+    images = [
+        replace(image, unrefined=Path(path))
+        for image, path in zip(found.images, more[1].images, strict=True)
+    ]
     return write_report(replace(found, images=images))
 
 

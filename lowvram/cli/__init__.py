@@ -11,7 +11,7 @@ from io import TextIOWrapper
 import typer
 
 from lowvram import errors
-from lowvram.cli import pictures, stages, tools
+from lowvram.cli import pictures, refine, stages, tools
 
 app = typer.Typer(
     name="lowvram",
@@ -31,6 +31,7 @@ for command in (
     stages.decode,
     stages.run,
     stages.plan,
+    refine.refine,
     tools.prepare,
     tools.report,
     tools.doctor,

@@ -105,6 +105,12 @@ Sigmas = Annotated[
 Guidance = Annotated[
     float | None, typer.Option("--guidance", "-g", help="Guidance scale; 1 turns it off.")
 ]
+RefineStrength = Annotated[
+    float | None,
+    typer.Option(
+        "--strength", help="How much of the picture is made anew, 0 to 1; default: the model's."
+    ),
+]
 Aesthetic = Annotated[
     str | None,
     typer.Option(

@@ -50,6 +50,7 @@ from lowvram.memory.budget import parse_bytes
 from lowvram.repository import DEFAULT_MODEL
 from lowvram.request.denoise import TRANSFORMER_WEIGHTS
 from lowvram.request.encode import WEIGHTS
+from lowvram.request.refine import DEFAULT_REFINER
 
 _AS_THEY_ARE = (
     "encoder_weights",
@@ -64,6 +65,9 @@ _AS_THEY_ARE = (
     "start_picture",
     "strength",
     "towards",
+    "refine",
+    "refine_strength",
+    "refiner",
     "dtype",
     "device",
     "batch_size",
@@ -267,6 +271,18 @@ def run(
     device: Device = "auto",
     batch_size: BatchSize = 1,
     revision: Revision = None,
+    refine: Annotated[
+        bool, typer.Option("--refine", help="Let a refiner work on the pictures afterwards.")
+    ] = False,
+    refine_strength: Annotated[
+        float | None,
+        typer.Option(
+            "--refine-strength", help="How much it makes anew, 0 to 1; default: the refiner's."
+        ),
+    ] = None,
+    refiner: Annotated[
+        str, typer.Option("--refiner", help="Short name, repository or folder of the refiner.")
+    ] = DEFAULT_REFINER,
     in_process: Annotated[
         bool, typer.Option("--in-process", help="All stages in one process, for debugging.")
     ] = False,
@@ -322,6 +338,11 @@ def plan(every: bool, as_json: bool, device: str, **arguments: Any) -> None:
 
     there = planning.device_to_plan_for(device, tasks[0].vram)
     rows = planning.plan(*tasks, there, every)
+    if arguments["refine"]:
+        from lowvram.request.refine import refining_of_run
+
+        after = refining_of_run(tasks, nowhere, arguments["refine_strength"], arguments["refiner"])
+        rows += planning.plan_refining(after, there, every)
     if as_json:
         print_json(as_document(rows, str(there)))
     else:

@@ -11,7 +11,7 @@ from lowvram import artifacts
 from lowvram.errors import RequestError
 from lowvram.families.family import Size
 from lowvram.repository import Model, resolve
-from lowvram.request.decode import DecodeTask, resolve_decode
+from lowvram.request.decode import DecodeTask, picture_paths, resolve_decode
 from lowvram.request.denoise import DenoiseTask, resolve_denoise
 from lowvram.request.encode import EncodeTask, resolve_encode
 from lowvram.request.encode_image import EncodeImageTask, resolve_encode_image
@@ -122,12 +122,15 @@ def resolve_refine(
 
 def refining_of_run(
     tasks: "tuple[EncodeTask, DenoiseTask, DecodeTask]",
-    pictures: Sequence[Path],
     output: Path,
     strength: float | None,
     refiner: str,
 ) -> Refining:
-    """The refiner's stages after a run: its pictures, its prompts and seeds, its budget."""
+    """The refiner's stages after a run: its pictures, its prompts and seeds, its budget.
+
+    Args:
+        output: x.png, for the refined ones.
+    """
     encode, denoise, decode = tasks
     images = denoise.images_per_prompt
 
@@ -135,7 +138,7 @@ def refining_of_run(
         return [text for text in texts for _ in range(images)]
 
     return resolve_refine(
-        pictures,
+        picture_paths(Path(decode.output), len(denoise.seeds)),
         each(encode.prompts),
         resolve(refiner),
         output,

@@ -11,6 +11,7 @@ from lowvram.repository import Model
 from lowvram.request.decode import DecodeOptions, DecodeTask, resolve_decode
 from lowvram.request.denoise import DenoiseOptions, DenoiseTask, resolve_denoise
 from lowvram.request.encode import EncodeOptions, EncodeTask, resolve_encode
+from lowvram.request.refine import DEFAULT_REFINER
 
 Tasks = tuple[EncodeTask, DenoiseTask, DecodeTask]
 
@@ -71,8 +72,9 @@ def resolve_run(
         RequestError: names the value and the way out.
     """
     _check_names(options)
-    if not options.get("refine") and (options.get("refine_strength") is not None):
-        raise RequestError("--refine-strength needs --refine: give it too")
+    named = options.get("refiner", DEFAULT_REFINER) != DEFAULT_REFINER
+    if not options.get("refine") and (named or options.get("refine_strength") is not None):
+        raise RequestError("--refiner and --refine-strength need --refine: give it too")
     texts = [prompts] if isinstance(prompts, str) else list(prompts)
     embeds, latents = (Path(f"{picture.with_suffix('')}{s}") for s in artifacts.SUFFIXES.values())
     encode = _of(EncodeOptions, options, weights="encoder_weights")

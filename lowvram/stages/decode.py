@@ -15,7 +15,7 @@ from lowvram.pixels.fit import cut, fit, to_levels
 from lowvram.pixels.strategy import OnWork, Pixels
 from lowvram.progress import OnProgress, Progress, ignore
 from lowvram.repository import Model
-from lowvram.request.decode import DecodeTask
+from lowvram.request.decode import DecodeTask, picture_paths
 from lowvram.stages.result import StageResult, in_batches, report_stage
 from lowvram.weights.whole import Whole
 
@@ -112,14 +112,6 @@ def decode(task: DecodeTask, on_progress: OnProgress = ignore) -> StageResult:
     width, height = header.settings["requested"]
     items = [{**item, "width": width, "height": height} for item in header.items]
     return StageResult(paths, items, report)
-
-
-def picture_paths(output: Path, count: int) -> list[Path]:
-    """The files of `count` pictures: the output itself, or numbered ones beside it."""
-    if count == 1:
-        return [output]
-    digits = len(str(count - 1))
-    return [output.with_stem(f"{output.stem}-{index:0{digits}}") for index in range(count)]
 
 
 def _decode_all(

@@ -6,7 +6,7 @@ bytes, and one for its end.
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from lowvram.request.decode import DecodeTask
 from lowvram.request.denoise import DenoiseTask
 from lowvram.request.encode import EncodeTask
 from lowvram.request.encode_image import EncodeImageTask
+from lowvram.request.refine import Refining
 from lowvram.request.start import steps_done
 from lowvram.stages.decision import rates_of
 from lowvram.stages.options.component import shapes
@@ -106,6 +107,13 @@ def plan(
                 )
             )
     return rows
+
+
+def plan_refining(tasks: Refining, device: torch.device, every: bool = False) -> list[Row]:
+    """The same of a refiner's stages, named so."""
+    encode, image, denoise, decode = tasks
+    rows = plan(encode, denoise, decode, device, every, image)
+    return [replace(row, stage=f"refine: {row.stage}") for row in rows]
 
 
 def check_budget(
