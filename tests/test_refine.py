@@ -145,8 +145,7 @@ def test_several_pictures_with_a_prompt_and_a_seed_each(
     embeds = load_file(result.images[0].embeds)
     given = {
         name: torch.stack([embeds[f"{i}.{name}"] for i in range(2)])
-        for name in ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds")
-        + ("negative_pooled_prompt_embeds",)
+        for name in (f"{n}{p}prompt_embeds" for n in ("", "negative_") for p in ("", "pooled_"))
     }
     expected = pipeline(
         **given,
