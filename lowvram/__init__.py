@@ -1,6 +1,6 @@
 """Pictures from diffusion transformers on small graphics cards, in three stages that run alone."""
 
-from lowvram.api import decode, denoise, encode, encode_image
+from lowvram.api import decode, denoise, encode, encode_image, interpolate
 from lowvram.errors import (
     ArtifactError,
     DeviceError,
@@ -35,6 +35,7 @@ __all__ = [
     "denoise",
     "encode",
     "encode_image",
+    "interpolate",
     "refine",
     "run",
 ]

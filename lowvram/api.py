@@ -21,8 +21,11 @@ from lowvram.stages import decode as decode_stage
 from lowvram.stages import denoise as denoise_stage
 from lowvram.stages import encode as encode_stage
 from lowvram.stages import encode_image as encode_image_stage
+from lowvram.stages.interpolate import interpolate
 from lowvram.stages.result import StageResult
 from lowvram.stages.sampling import Callback
+
+__all__ = ["decode", "denoise", "encode", "encode_image", "interpolate"]
 
 
 def encode(

@@ -27,7 +27,7 @@ from lowvram.request.refine import (
 )
 from lowvram.request.run import RunOptions, resolve_run
 from lowvram.request.tasks import to_json
-from lowvram.run import Carry, RunResult, finished, run_stages, stepping_down, write_report
+from lowvram.run import Carry, RunResult, finished, make, stepping_down, write_report
 from lowvram.stages.dispatch import carry_out
 
 STAGES = ("encode", "encode-image", "denoise", "decode")
@@ -93,20 +93,20 @@ def run_and_refine(
         options.get("refiner", DEFAULT_REFINER),
     )
     check_refining(more, carry, on_progress)
-    first = run_stages(tasks, processes, on_progress)
+    before = make(prompts, model, unrefined(picture), processes, on_progress, **options)
     try:
         second = run_refining(more, carry, on_progress)
     except LowvramError as error:
-        kept = ", ".join(first[-1]["paths"][:3])
+        kept = ", ".join(str(image.path) for image in before.images[:3])
         raise type(error)(f"{error} (the pictures are kept unrefined: {kept})") from None
     for result in second:
         result["report"]["stage"] = f"refine: {result['report']['stage']}"
-    found = finished([*first, *second], (more[0], more[2], more[3]))
+    after = finished(second, (more[0], more[2], more[3]))
     images = [
-        replace(image, unrefined=Path(path))
-        for image, path in zip(found.images, more[1].images, strict=True)
+        replace(image, unrefined=other.path)
+        for image, other in zip(after.images, before.images, strict=True)
     ]
-    return write_report(replace(found, images=images))
+    return write_report(replace(after, images=images, stages=[*before.stages, *after.stages]))
 
 
 def check_refining(tasks: Refining, carry: Carry, on_progress: OnProgress) -> None:

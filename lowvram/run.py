@@ -20,8 +20,9 @@ from lowvram.memory.report import table
 from lowvram.memory.report_files import to_text
 from lowvram.processes import StageProcesses
 from lowvram.progress import OnProgress, ignore
-from lowvram.repository import DEFAULT_MODEL, resolve
-from lowvram.request.run import RunOptions, Tasks, resolve_run
+from lowvram.repository import DEFAULT_MODEL, Model, resolve
+from lowvram.request.encode_image import EncodeImageTask
+from lowvram.request.run import RunOptions, Tasks, resolve_image, resolve_run
 from lowvram.request.tasks import to_json
 from lowvram.stages.dispatch import STAGES, carry_out
 
@@ -37,6 +38,7 @@ class Picture:
 
     Attributes:
         unrefined: the picture before a refiner worked on it; None where none did.
+        start: the latents that it was made from; None for noise alone.
     """
 
     path: Path
@@ -46,6 +48,7 @@ class Picture:
     height: int
     embeds: Path
     latents: Path
+    start: Path | None = None
     unrefined: Path | None = None
 
 
@@ -106,14 +109,47 @@ def run(
         processes = None if in_process else stack.enter_context(StageProcesses())
         texts = [prompts] if isinstance(prompts, str) else list(prompts)
         picture = _picture_path(output, texts)
+        found = resolve(model, revision)
         if options.get("refine"):
             from lowvram.refining import run_and_refine  # it imports this module
 
-            found = resolve(model, revision)
             return run_and_refine(prompts, found, picture, processes, on_progress, **options)
-        tasks = resolve_run(prompts, resolve(model, revision), picture, **options)
-        results = run_stages(tasks, processes, on_progress)
-    return finished(results, tasks)
+        return make(prompts, found, picture, processes, on_progress, **options)
+
+
+def make(
+    prompts: str | Sequence[str],
+    model: Model,
+    picture: Path,
+    processes: StageProcesses | None,
+    on_progress: OnProgress,
+    **options: Unpack[RunOptions],
+) -> RunResult:
+    """Make pictures, by a model that is found already; no refiner follows.
+
+    Args:
+        picture: x.png.
+        processes: None to run all stages in this process.
+    """
+    tasks = resolve_run(prompts, model, picture, **options)
+    image = resolve_image(model, picture, options)
+    first = [] if image is None else [_encode_image(image, tasks, processes, on_progress)]
+    return finished([*first, *run_stages(tasks, processes, on_progress)], tasks)
+
+
+def _encode_image(
+    image: EncodeImageTask,
+    tasks: Tasks,
+    processes: StageProcesses | None,
+    on_progress: OnProgress,
+) -> dict[str, Any]:
+    """The result of encode-image, before the three stages, all of which can be done then."""
+    carry = processes.run if processes is not None else carry_out
+    carry("check", to_json(tasks[1]), on_progress)
+    if image.vram or image.stage_budget:
+        every = dict(zip(STAGES, (to_json(task) for task in tasks), strict=True))
+        carry("plan", {**every, "encode-image": to_json(image)}, on_progress)
+    return stepping_down("encode-image", to_json(image), carry, on_progress)
 
 
 def run_stages(
@@ -178,6 +214,7 @@ def finished(results: list[dict[str, Any]], tasks: Tasks) -> RunResult:
             height=item["height"],
             embeds=embeds,
             latents=latents,
+            start=Path(tasks[1].start) if tasks[1].start else None,
         )
         for path, item in zip(decoded["paths"], decoded["items"], strict=True)
     ]

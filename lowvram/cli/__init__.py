@@ -27,6 +27,7 @@ app = typer.Typer(
 for command in (
     stages.encode,
     pictures.encode_image,
+    pictures.interpolate,
     stages.denoise,
     stages.decode,
     stages.run,

@@ -137,6 +137,17 @@ Start = Annotated[
     Path | None,
     typer.Option("--start", help="Start from what encode-image or an earlier denoise wrote."),
 ]
+Image = Annotated[
+    Path | None,
+    typer.Option("--image", help="A picture to start from: it goes through encode-image first."),
+]
+SampleSeed = Annotated[
+    int | None,
+    typer.Option(
+        "--sample-seed",
+        help="Draw the picture's latents from the VAE's posterior; default: take its mode.",
+    ),
+]
 StartPicture = Annotated[
     int | None,
     typer.Option("--start-picture", help="Of a start with several, the one for all, from 0."),

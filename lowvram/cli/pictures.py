@@ -1,4 +1,4 @@
-"""The commands that begin with what is there already: a picture."""
+"""The commands that begin with what is there already: a picture, or two texts."""
 
 from pathlib import Path
 from typing import Annotated
@@ -7,17 +7,20 @@ import typer
 
 from lowvram.cli.options import (
     AsJson,
+    At,
     Binning,
     Device,
     Dtype,
     ModelName,
     PictureSize,
     Revision,
+    SampleSeed,
     StageBudget,
     Vram,
+    parse_numbers,
     parse_size,
 )
-from lowvram.cli.output import print_stage, showing_progress
+from lowvram.cli.output import print_json, print_stage, showing_progress
 from lowvram.memory.budget import parse_bytes
 from lowvram.repository import DEFAULT_MODEL
 from lowvram.request.encode_image import ENCODES
@@ -33,13 +36,7 @@ def encode_image(
     ] = None,
     size: PictureSize = None,
     binning: Binning = True,
-    sample_seed: Annotated[
-        int | None,
-        typer.Option(
-            "--sample-seed",
-            help="Draw from the VAE's posterior with this seed; default: take its mode.",
-        ),
-    ] = None,
+    sample_seed: SampleSeed = None,
     encode: Annotated[
         str, typer.Option("--encode", help=f"How the VAE encodes: {', '.join(ENCODES)}.")
     ] = "auto",
@@ -79,3 +76,34 @@ def encode_image(
         )
     files = {"path": None, "embeds": None, "latents": str(output)}
     print_stage(result, as_json, [files for _ in result.items])
+
+
+def interpolate(
+    one: Annotated[Path, typer.Argument(metavar="ONE", help="What encode wrote.")],
+    other: Annotated[Path, typer.Argument(metavar="OTHER", help="Of another prompt.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="x.embeds.safetensors")],
+    at: At = None,
+    as_json: AsJson = False,
+) -> None:
+    """Texts between two texts: embeddings to embeddings, for denoise. Loads no model.
+
+    \b
+    lowvram interpolate cat.embeds.safetensors dog.embeds.safetensors -o walk.embeds.safetensors
+    lowvram denoise walk.embeds.safetensors --seed 7
+
+    At 0 and 1 the texts themselves, bit for bit.
+    """
+    from lowvram import api
+
+    header = api.interpolate(one, other, output=output, at=parse_numbers("--at", at, float))
+    if as_json:
+        print_json(
+            {
+                "path": str(output),
+                "texts": [{k: item[k] for k in ("prompt", "at")} for item in header.items],
+            }
+        )
+        return
+    print(output)
+    for item in header.items:
+        print(f"{item['at']:g}  {item['prompt']}")

@@ -20,6 +20,7 @@ from lowvram.cli.options import (
     Eta,
     FileModel,
     Guidance,
+    Image,
     Images,
     Latents,
     MaxTokens,
@@ -29,6 +30,7 @@ from lowvram.cli.options import (
     PictureSize,
     Prompts,
     Revision,
+    SampleSeed,
     Seed,
     Sigmas,
     StageBudget,
@@ -61,6 +63,8 @@ _AS_THEY_ARE = (
     "binning",
     "eta",
     "latents",
+    "image",
+    "sample_seed",
     "start",
     "start_picture",
     "strength",
@@ -259,6 +263,8 @@ def run(
     binning: Binning = True,
     eta: Eta = 0.0,
     latents: Latents = None,
+    image: Image = None,
+    sample_seed: SampleSeed = None,
     start: Start = None,
     start_picture: StartPicture = None,
     strength: Strength = None,
@@ -292,6 +298,7 @@ def run(
 
     \b
     lowvram run "a large blue star on a yellow background" -m demo -o star.png
+    lowvram run "an oil painting of a harbour" --image photo.jpg --strength 0.6 -o harbour.png
     """
     from lowvram.run import run as run_stages
 
@@ -309,8 +316,8 @@ def run(
     if as_json:
         print_json(result.to_json())
     else:
-        for image in result.images:
-            print(image.path)
+        for made in result.images:
+            print(made.path)
         print(f"\n{result.table()}")
 
 
@@ -326,18 +333,20 @@ def plan(every: bool, as_json: bool, device: str, **arguments: Any) -> None:
     """
     from lowvram.cli.plans import as_document, as_table
     from lowvram.repository import resolve
-    from lowvram.request.run import resolve_run
+    from lowvram.request.run import resolve_image, resolve_run
     from lowvram.terminal import quiet_environment
 
     quiet_environment()
     model = resolve(arguments.pop("model"), arguments.pop("revision"))
     prompts = arguments.pop("prompts")
     nowhere = Path(gettempdir(), "x.png")  # nothing is written, and this can be everywhere
-    tasks = resolve_run(prompts, model, nowhere, **_for_run({**arguments, "device": device}))
+    options: Any = _for_run({**arguments, "device": device})
+    tasks = resolve_run(prompts, model, nowhere, **options)
+    image = resolve_image(model, nowhere, options)
     from lowvram.stages import plan as planning  # imports torch
 
     there = planning.device_to_plan_for(device, tasks[0].vram)
-    rows = planning.plan(*tasks, there, every)
+    rows = planning.plan(*tasks, there, every, image)
     if arguments["refine"]:
         from lowvram.request.refine import refining_of_run
 

@@ -1,5 +1,6 @@
 """What was asked of a run: of all three stages at once."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
@@ -11,7 +12,14 @@ from lowvram.repository import Model
 from lowvram.request.decode import DecodeOptions, DecodeTask, resolve_decode
 from lowvram.request.denoise import DenoiseOptions, DenoiseTask, resolve_denoise
 from lowvram.request.encode import EncodeOptions, EncodeTask, resolve_encode
+from lowvram.request.encode_image import (
+    ENCODES,
+    EncodeImageOptions,
+    EncodeImageTask,
+    resolve_encode_image,
+)
 from lowvram.request.refine import DEFAULT_REFINER
+from lowvram.request.start import SavedLatents
 
 Tasks = tuple[EncodeTask, DenoiseTask, DecodeTask]
 
@@ -46,6 +54,9 @@ class RunOptions(TypedDict, total=False):
     strength: float | None
     towards: int | None
     at: Sequence[float] | None
+    # of encode-image, which comes first where there is an image; `decode` is of it, too
+    image: str | Path | None
+    sample_seed: int | None
     # of decode
     decode: str
     # of the refiner that follows, if one does
@@ -63,7 +74,8 @@ class RunOptions(TypedDict, total=False):
 def resolve_run(
     prompts: str | Sequence[str], model: Model, picture: Path, **options: Unpack[RunOptions]
 ) -> Tasks:
-    """Check what was asked of the three stages. For a refiner's see `request.refine`.
+    """Check what was asked of the three stages. Of encode-image before them: `resolve_image`; of a
+    refiner after them: `request.refine`.
 
     Args:
         picture: x.png; the files in between lie beside it.
@@ -81,11 +93,45 @@ def resolve_run(
     denoise = _of(DenoiseOptions, options, weights="transformer_weights")
     if encode.get("dtype") == model.get_family().component("text_encoder").overflows_in:
         encode["dtype"] = "auto"  # it gives wrong results in that one
+    image = resolve_image(model, picture, options)
+    if image is not None:
+        sizes = Size(*image.requested), Size(*image.rendered)
+        denoise |= {"size": None, "start": SavedLatents(image.output, *sizes, 1)}
     return (
         resolve_encode(texts, model, embeds, **encode),
         resolve_denoise(embeds, model, latents, prompts=len(texts), **denoise),
         resolve_decode(latents, model, picture, **_of(DecodeOptions, options)),
     )
+
+
+def resolve_image(
+    model: Model, picture: Path, options: Mapping[str, Any]
+) -> EncodeImageTask | None:
+    """Check what was asked of encode-image; None where a run has no image.
+
+    Args:
+        picture, options: as `resolve_run` takes them.
+
+    Raises:
+        RequestError: names the value and the way out.
+    """
+    image = options.get("image")
+    if image is None:
+        if options.get("sample_seed") is not None:
+            raise RequestError("--sample-seed is about a picture: name it with --image")
+        return None
+    if options.get("start") is not None or options.get("start_picture") is not None:
+        raise RequestError("--image and --start are both what to start from: give one of them")
+    written = re.compile(rf"{re.escape(picture.stem)}(-\d+)?{re.escape(picture.suffix)}")
+    if Path(image).resolve().parent == picture.resolve().parent and written.fullmatch(
+        Path(image).name
+    ):
+        raise RequestError(f"{image} would be overwritten: name another picture with -o")
+    given = _of(EncodeImageOptions, options)
+    decode = options.get("decode", "auto")
+    given["encode"] = decode if decode in ENCODES else "auto"
+    latents = f"{picture.with_suffix('')}.image{artifacts.SUFFIXES['latents']}"
+    return resolve_encode_image(image, model, latents, **given)
 
 
 def _check_names(options: Mapping[str, Any]) -> None:

@@ -42,7 +42,7 @@ def carry_out(stage: str, task: Mapping[str, Any], on_progress: OnProgress) -> d
             from_json(EncodeTask, task["encode"]),
             from_json(DenoiseTask, task["denoise"]),
             from_json(DecodeTask, task["decode"]),
-            None if image is None else from_json(EncodeImageTask, image),
+            image=None if image is None else from_json(EncodeImageTask, image),
         )
         return {}
     if stage == "encode":

@@ -120,6 +120,7 @@ def check_budget(
     encode: EncodeTask,
     denoise: DenoiseTask,
     decode: DecodeTask,
+    *,
     image: EncodeImageTask | None = None,
 ) -> None:
     """Refuse what cannot keep within its budget.
@@ -152,6 +153,9 @@ def _stages(
     every: bool,
     image: EncodeImageTask | None,
 ) -> Iterable[_Stage]:
+    if image is not None:
+        yield _encode_image(image, device, rates, every)
+
     model = Model.from_record(encode.model)
     family = model.get_family()
     dtypes = {}
