@@ -30,8 +30,6 @@ from lowvram.request.tasks import to_json
 from lowvram.run import Carry, RunResult, finished, make, stepping_down, write_report
 from lowvram.stages.dispatch import carry_out
 
-STAGES = ("encode", "encode-image", "denoise", "decode")
-
 
 def refine(
     pictures: str | Path | Sequence[str | Path],
@@ -117,8 +115,7 @@ def check_refining(tasks: Refining, carry: Carry, on_progress: OnProgress) -> No
     """
     carry("check", to_json(tasks[2]), on_progress)
     if tasks[0].vram or tasks[0].stage_budget:
-        every = zip(STAGES, (to_json(task) for task in tasks), strict=True)
-        carry("plan", dict(every), on_progress)
+        carry("plan", _by_stage(tasks), on_progress)
 
 
 def run_refining(tasks: Refining, carry: Carry, on_progress: OnProgress) -> list[dict[str, Any]]:
@@ -129,7 +126,7 @@ def run_refining(tasks: Refining, carry: Carry, on_progress: OnProgress) -> list
         "decode": ["lowvram", "decode", denoise.output],
     }
     results: list[dict[str, Any]] = []
-    for stage, task in zip(STAGES, (to_json(task) for task in tasks), strict=True):
+    for stage, task in _by_stage(tasks).items():
         try:
             results.append(stepping_down(stage, task, carry, on_progress))
         except LowvramError as error:
@@ -140,3 +137,14 @@ def run_refining(tasks: Refining, carry: Carry, on_progress: OnProgress) -> list
                 f"{shlex.join(ways[stage])} and the options of that stage)"
             ) from None
     return results
+
+
+def _by_stage(tasks: Refining) -> dict[str, dict[str, Any]]:
+    """Each stage's task, in the order in which they are done."""
+    encode, image, denoise, decode = tasks
+    return {
+        "encode-image": to_json(image),
+        "encode": to_json(encode),
+        "denoise": to_json(denoise),
+        "decode": to_json(decode),
+    }

@@ -49,7 +49,7 @@ class RunOptions(TypedDict, total=False):
     binning: bool
     eta: float
     latents: str | Path | None
-    start: str | Path | None
+    start: str | Path | SavedLatents | None
     start_picture: int | None
     strength: float | None
     towards: int | None

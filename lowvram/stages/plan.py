@@ -180,9 +180,6 @@ def _stages(
     encoder = shapes(model, "text_encoder", dtype)
     made = trace(encoder, encode_once(family, tokens), family.component("text_encoder").blocks)
 
-    if image is not None:
-        yield _encode_image(image, device, rates, every)
-
     room = find_room(device, denoise.vram, denoise.stage_budget, rates)
     count = min(denoise.batch_size, len(denoise.seeds))
     configs = {role: model.config(role) for role in ("transformer", "vae")}
