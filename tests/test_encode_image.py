@@ -94,6 +94,8 @@ def test_strips_are_the_same_and_keep_their_budget(star: Path, tmp_path: Path) -
     result = lowvram.encode_image(star, "demo", output=paths[1], stage_budget=4 << 20)
     assert result.report.weights == "strips"
     assert "whole needs" in result.report.reasons[0]
+    foretold = result.report.predicted["peak_allocated_bytes"]
+    assert 0.9 * foretold <= result.report.peak_allocated_bytes <= foretold
     whole, strips = (load_file(path)["latents"] for path in paths)
     assert (whole - strips).abs().max() <= 1e-5 * max(1, whole.abs().max())
     with pytest.raises(errors.RequestError, match=r"encode-image with whole .*--encode strips"):

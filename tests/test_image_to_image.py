@@ -16,8 +16,10 @@ from torch import Tensor
 import lowvram
 from lowvram import artifacts, errors
 from lowvram.repository import resolve
+from lowvram.request.denoise import resolve_denoise
 from lowvram.request.start import check_strength, steps_done
 from lowvram.stages.interpolate import slerp
+from lowvram.stages.starts import begin
 from tests.test_encode_image import noisy
 from tests.test_schedulers import with_scheduler
 
@@ -130,6 +132,19 @@ def test_equals_the_reference(
         expected = reference(folder, mine, origin, noise, 5, strength)
         assert torch.equal(load_file(output)["latents"], expected)
         assert expected.isfinite().all()
+
+
+def test_the_scheduler_is_told_where_it_begins(embeds: Path, start: Path, tmp_path: Path) -> None:
+    """By its index: a timestep may be there twice, and looking it up would find another one."""
+    model = resolve(artifacts.read_header(embeds).model["name"])
+    output = tmp_path / "x.latents.safetensors"
+    task = resolve_denoise(
+        embeds, model, output, prompts=2, start=start, start_picture=0, strength=0.5, steps=6
+    )
+    for scheduler in (diffusers.EulerDiscreteScheduler(), diffusers.HeunDiscreteScheduler()):
+        scheduler.set_timesteps(6)
+        assert len(begin(task, scheduler)) == len(scheduler.timesteps) - 3 * scheduler.order
+        assert scheduler.begin_index == 3 * scheduler.order
 
 
 def denoised(embeds: Path, output: Path, **options: Any) -> Tensor:

@@ -9,6 +9,7 @@ import lowvram
 from lowvram.request.decode import DecodeOptions
 from lowvram.request.denoise import DenoiseOptions
 from lowvram.request.encode import EncodeOptions
+from lowvram.request.encode_image import EncodeImageOptions
 from lowvram.request.run import RunOptions
 
 
@@ -16,10 +17,11 @@ def test_a_run_takes_the_options_of_its_stages() -> None:
     stages = {**get_type_hints(EncodeOptions), **get_type_hints(DenoiseOptions)}
     stages |= get_type_hints(DecodeOptions)
     kind = stages.pop("weights")
-    of_a_run = get_type_hints(RunOptions)
-    for name in ("image", "sample_seed", "refine", "refine_strength", "refiner"):
-        of_a_run.pop(name)  # of what comes before the three stages, and after them
-    assert {**stages, "encoder_weights": kind, "transformer_weights": kind} == of_a_run
+    own = {"encoder_weights": kind, "transformer_weights": kind, "image": str | Path | None}
+    own |= {"refine": bool, "refine_strength": float | None, "refiner": str}
+    image = get_type_hints(EncodeImageOptions)
+    assert image.pop("encode") is str  # `decode` says it for both
+    assert stages | image | own == get_type_hints(RunOptions)
 
 
 def test_an_option_that_is_not_known_is_refused(tmp_path: Path) -> None:

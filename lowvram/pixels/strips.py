@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from lowvram.pixels.feature_maps import Place
+    from lowvram.pixels.feature_maps import Place, Store
     from lowvram.pixels.layers import Pass
     from lowvram.pixels.strategy import OnWork
 
@@ -94,13 +94,27 @@ class StripDecode:
         for picture, whole in zip(pictures, result, strict=True):
             # Copies end before the store closes: it frees what they read and write.
             with torch.no_grad(), self.maps.open() as store, transfers_for(device) as transfers:
-                channels, height, width = picture.shape
-                source = store.empty((height, channels, width), picture.dtype)
-                source.copy_(picture.transpose(0, 1))
-                run = run_passes(passes, source, self.room_bytes, store, transfers, advance)
+                # No name here keeps the first map, which goes as soon as it is read: when encoding,
+                # that is the picture.
+                run = run_passes(
+                    passes,
+                    _first_map(store, picture),
+                    self.room_bytes,
+                    store,
+                    transfers,
+                    advance,
+                )
                 whole.copy_(run.transpose(0, 1))
-                del source, run  # or they would lie beside the next picture's maps
+                del run  # or it would lie beside the next picture's maps
         return result
+
+
+def _first_map(store: "Store", picture: "Tensor") -> "Tensor":
+    """The picture `[channels, height, width]` as a map: rows first."""
+    channels, height, width = picture.shape
+    source = store.empty((height, channels, width), picture.dtype)
+    source.copy_(picture.transpose(0, 1))
+    return source
 
 
 def least_room(

@@ -56,7 +56,7 @@ class RunOptions(TypedDict, total=False):
     at: Sequence[float] | None
     # of encode-image, which comes first where there is an image; `decode` is of it, too
     image: str | Path | None
-    sample_seed: int | None
+    sample_seed: int | Sequence[int] | None
     # of decode
     decode: str
     # of the refiner that follows, if one does
