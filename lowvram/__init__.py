@@ -17,6 +17,7 @@ from lowvram.errors import (
 )
 from lowvram.families.family import Size
 from lowvram.progress import Progress
+from lowvram.refining import refine
 from lowvram.run import Picture, RunResult, run
 
 __all__ = [
@@ -44,6 +45,7 @@ __all__ = [
     "encode",
     "encode_image",
     "interpolate",
+    "refine",
     "run",
     "run_many",
 ]

@@ -21,9 +21,9 @@ from lowvram.processes import StageProcesses
 from lowvram.progress import OnProgress, ignore
 from lowvram.repository import DEFAULT_MODEL, Model
 from lowvram.request.checks import is_unicode
+from lowvram.request.decode import picture_paths
 from lowvram.request.run import RunOptions, resolve_image, resolve_run
 from lowvram.run import DEFAULT_FOLDER, Picture, pictures_of, words_of
-from lowvram.stages.decode import picture_paths
 from lowvram.stages.dispatch import carry_out
 from lowvram.swaps import resolve_with
 
@@ -214,6 +214,8 @@ def run_listed(
     Args:
         name: of the list, for a new folder.
     """
+    if options.get("refine"):
+        raise RequestError("--refine is of a single run: refine a list's pictures afterwards")
     if not listed:
         raise RequestError("the list has no rows: write a prompt a line")
     folder = _folder(output, name)

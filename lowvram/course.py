@@ -87,7 +87,7 @@ def carry_through(
         the report of each stage; and the last error, if any, that ended all trips of a stage at
         once and not one alone.
     """
-    _refuse(trips, carry, on_progress)
+    refuse(trips, carry, on_progress)
     reports: list[dict[str, Any]] = []
     common: LowvramError | None = None
     for stage in STAGES:
@@ -179,7 +179,7 @@ def carry_one(
     raise AssertionError("unreachable")
 
 
-def _refuse(trips: Sequence[Trip], carry: Carry, on_progress: OnProgress) -> None:
+def refuse(trips: Sequence[Trip], carry: Carry, on_progress: OnProgress) -> None:
     """End trips that can be known not to arrive, before anything is loaded."""
 
     def look(stage: str, asked: Sequence[Trip], tasks: Sequence[Mapping[str, Any]]) -> None:

@@ -193,7 +193,8 @@ def _unpublished(name: str, source: Source) -> Model:
         listed = read_json(index)
         for family in all_families().values():
             if listed.get("_class_name") in family.pipelines:
-                roles = {c.role for c in family.components if c.role in listed}
+                _check_foreign(name, family, listed)
+                roles = {c.role for c in family.components if c.subfolder in listed}
                 return _placed(name, family, source, roles, None)
         raise ModelError(
             f"{name} is a {listed.get('_class_name')}, which no family here can run: "
@@ -208,6 +209,16 @@ def _unpublished(name: str, source: Source) -> Model:
         f"{name} holds neither model_index.json nor a transformer that is known here: "
         "give a folder or repository in diffusers layout"
     )
+
+
+def _check_foreign(name: str, family: Family, listed: Mapping[str, Any]) -> None:
+    """Refuse a model that has the family's pipeline, but other parts."""
+    for part in family.foreign:
+        if any(listed.get(part) or ()):
+            raise ModelError(
+                f"{name} has a {part}, which {family.name} has not: it is another model, and "
+                f"families here are {', '.join(all_families())}"
+            )
 
 
 def _placed(

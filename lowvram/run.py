@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from lowvram import artifacts
-from lowvram.course import Trip, carry_through
+from lowvram.course import Carry, Trip, carry_through
 from lowvram.errors import RequestError
 from lowvram.memory.report import table
 from lowvram.memory.report_files import to_text
 from lowvram.processes import StageProcesses
 from lowvram.progress import OnProgress, ignore
-from lowvram.repository import DEFAULT_MODEL
+from lowvram.repository import DEFAULT_MODEL, Model
 from lowvram.request.run import RunOptions, resolve_image, resolve_run
 from lowvram.stages.dispatch import carry_out
 from lowvram.stages.sampling import Callback, every
@@ -33,6 +33,7 @@ class Picture:
     """One picture and the files it came from. Width and height in px.
 
     Attributes:
+        unrefined: the picture before a refiner worked on it; None where none did.
         start: the latents that it was made from; None for noise alone.
     """
 
@@ -44,10 +45,15 @@ class Picture:
     embeds: Path
     latents: Path
     start: Path | None = None
+    unrefined: Path | None = None
 
     def to_json(self) -> dict[str, Any]:
         """JSON types."""
-        return {k: str(v) if isinstance(v, Path) else v for k, v in vars(self).items()}
+        return {
+            k: str(v) if isinstance(v, Path) else v
+            for k, v in vars(self).items()
+            if k != "unrefined" or v is not None
+        }
 
 
 @dataclass(frozen=True)
@@ -113,15 +119,39 @@ def run(
         found = resolve_with(
             model, revision, transformer=transformer, vae=vae, text_encoder=text_encoder
         )
-        tasks = resolve_run(prompts, found, picture, **options)
-        trip = Trip(tasks, resolve_image(found, picture, options))
         carry = here if processes is None else processes.run
-        stages, _ = carry_through([trip], carry, on_progress)
+        if options.get("refine"):
+            from lowvram.refining import run_and_refine  # it imports this module
+
+            return run_and_refine(prompts, found, picture, carry, on_progress, **options)
+        return make(prompts, found, picture, carry, on_progress, **options)
+
+
+def make(
+    prompts: str | Sequence[str],
+    model: Model,
+    picture: Path,
+    carry: Carry,
+    on_progress: OnProgress,
+    **options: Unpack[RunOptions],
+) -> RunResult:
+    """Make pictures, by a model that is found already; no refiner follows.
+
+    Args:
+        picture: x.png.
+        carry: carries out a stage, here or in a process of its own.
+    """
+    tasks = resolve_run(prompts, model, picture, **options)
+    return arrive(Trip(tasks, resolve_image(model, picture, options)), carry, on_progress)
+
+
+def arrive(trip: Trip, carry: Carry, on_progress: OnProgress) -> RunResult:
+    """Take a trip through all its stages; its pictures, with the report beside them."""
+    stages, _ = carry_through([trip], carry, on_progress)
     if trip.error is not None:
         raise trip.error
-    result = RunResult(pictures_of(trip), stages, picture.with_suffix(".report.json"))
-    artifacts.write_bytes(result.report, to_text(result.to_json()).encode())
-    return result
+    report = Path(trip.tasks[2].output).with_suffix(".report.json")
+    return write_report(RunResult(pictures_of(trip), stages, report))
 
 
 def pictures_of(trip: Trip) -> list[Picture]:
@@ -141,6 +171,12 @@ def pictures_of(trip: Trip) -> list[Picture]:
         )
         for path, item in zip(decoded["paths"], decoded["items"], strict=True)
     ]
+
+
+def write_report(result: RunResult) -> RunResult:
+    """Write its report, and return it."""
+    artifacts.write_bytes(result.report, to_text(result.to_json()).encode())
+    return result
 
 
 def _picture_path(output: str | Path | None, prompts: Sequence[str]) -> Path:

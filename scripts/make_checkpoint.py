@@ -111,7 +111,12 @@ def make_checkpoint(
             _write_model(folder / kind.component(role).subfolder, role, model, dtype, shard, seed)
         if "text_encoder" in components:
             rows = int(configs["text_encoder"]["vocab_size"])
-            _write_tokenizer(folder / kind.component("tokenizer").subfolder, rows)
+            write = (
+                _write_t5_tokenizer
+                if kind.component("tokenizer").class_name.endswith("T5Tokenizer")
+                else _write_clip_tokenizer
+            )
+            write(folder / kind.component("tokenizer").subfolder, rows)
         if set(components) != {"transformer"}:
             _write_index(folder, kind, configs["scheduler"], components)
         _write_json(folder / SETTINGS, made_with)
@@ -180,11 +185,10 @@ def _is_made(folder: Path, made_with: Mapping[str, Any]) -> bool:
 def _configs(family: Family, size: str, sample_size: int | None) -> dict[str, Config]:
     configs = dict(family.tiny_configs if size == "tiny" else family.published_configs)
     if sample_size is not None:
-        transformer = {**configs["transformer"], "sample_size": sample_size}
-        if "interpolation_scale" in transformer:
-            # As the published models: 0.5, 1, 2 and 4 for 256, 512, 1024 and 2048 px.
-            transformer["interpolation_scale"] = sample_size / 64
-        configs["transformer"] = transformer
+        # As the published models: 0.5, 1, 2 and 4 for 256, 512, 1024 and 2048 px.
+        scale = {"sample_size": sample_size, "interpolation_scale": sample_size / 64}
+        known = {name: value for name, value in scale.items() if name in configs["transformer"]}
+        configs["transformer"] = {**configs["transformer"], **known}
     return configs
 
 
@@ -248,7 +252,7 @@ def _write_file(path: Path, draws: Mapping[str, Draw], dtype: str, seed: str) ->
     return path.stat().st_size
 
 
-def _write_tokenizer(folder: Path, rows: int) -> None:
+def _write_t5_tokenizer(folder: Path, rows: int) -> None:
     """A SentencePiece unigram model as T5's, whose ids fit an embedding of that many rows."""
     import sentencepiece
 
@@ -270,6 +274,39 @@ def _write_tokenizer(folder: Path, rows: int) -> None:
     (folder / "spiece.model").write_bytes(trained.getvalue())
 
 
+def _write_clip_tokenizer(folder: Path, rows: int) -> None:
+    """A byte-level BPE as CLIP's: bytes, bytes that end a word, merges, and two control tokens of
+    which the end is the largest id (the published text encoder finds it so). Padding is "!".
+    """
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+
+    start, end = "<|startoftext|>", "<|endoftext|>"
+    trained = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    trained.normalizer = normalizers.Lowercase()
+    trained.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    trainer = trainers.BpeTrainer(
+        vocab_size=min(_VOCABULARY, rows), end_of_word_suffix="</w>", show_progress=False
+    )
+    trained.train_from_iterator(_TEXTS * 8, trainer)
+    merges = [tuple(pair) for pair in json.loads(trained.to_str())["model"]["merges"]]
+    signs = sorted(pre_tokenizers.ByteLevel.alphabet())  # "!" first
+    pieces = [*signs, *(f"{sign}</w>" for sign in signs)]
+    pieces += ["".join(pair) for pair in merges[: rows - len(pieces) - 2]]
+    merges = merges[: len(pieces) - 2 * len(signs)]
+    vocabulary = {piece: index for index, piece in enumerate([*pieces, start, end])}
+    folder.mkdir(exist_ok=True)
+    _write_json(folder / "vocab.json", vocabulary)
+    lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
+    (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    _write_json(
+        folder / "tokenizer_config.json",
+        {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77, "pad_token": "!"}
+        | {"bos_token": start, "eos_token": end, "unk_token": end},
+    )
+
+
 def _write_index(
     folder: Path, family: Family, scheduler: Config, components: Sequence[str]
 ) -> None:
@@ -277,11 +314,12 @@ def _write_index(
     version = {"_diffusers_version": diffusers.__version__}
     goes_with = {"tokenizer": "text_encoder", "scheduler": "transformer"}
     parts = [c for c in family.components if goes_with.get(c.role, c.role) in components]
-    listed = {c.role: c.class_name.rsplit(".", 1) for c in parts}
+    listed = {c.subfolder: c.class_name.rsplit(".", 1) for c in parts}
     _write_json(
-        folder / "model_index.json", {"_class_name": family.pipelines[0], **version, **listed}
+        folder / "model_index.json",
+        {"_class_name": family.pipelines[0], **version, **family.index, **listed},
     )
-    if "scheduler" in listed:
+    if any(component.role == "scheduler" for component in parts):
         place = folder / family.component("scheduler").subfolder
         place.mkdir(exist_ok=True)
         _write_json(place / "scheduler_config.json", {**scheduler, **version})

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from lowvram.families.family import Family
 from lowvram.families.pixart import FAMILY
+from lowvram.families.sdxl_refiner import FAMILY as REFINER
 from scripts.make_checkpoint import make_checkpoint
 
 
@@ -37,12 +39,30 @@ def tiny_alpha(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_refiner(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny SDXL refiner with random weights, in diffusers layout; do not write into it."""
+    folder = tmp_path_factory.mktemp("refiner")
+    make_checkpoint(folder, size="tiny", family="sdxl-refiner")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def true_refiner(tiny_refiner: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its published configurations; the weights are there by name only."""
+    return published(tiny_refiner, REFINER, tmp_path_factory.mktemp("true") / "refiner")
+
+
+@pytest.fixture(scope="session")
 def true_sizes(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The published configurations; the weights are there by name only, for nothing loads them."""
-    folder = tmp_path_factory.mktemp("true") / "published"
+    return published(tiny, FAMILY, tmp_path_factory.mktemp("true") / "published")
+
+
+def published(tiny: Path, family: Family, folder: Path) -> Path:
+    """A copy of a tiny checkpoint with the published configurations."""
     shutil.copytree(tiny, folder)
     for role in ("text_encoder", "transformer", "vae"):
-        path = folder / role / "config.json"
-        config = json.loads(path.read_text()) | dict(FAMILY.published_configs[role])
+        path = folder / family.component(role).subfolder / "config.json"
+        config = json.loads(path.read_text()) | dict(family.published_configs[role])
         path.write_text(json.dumps(config))
     return folder

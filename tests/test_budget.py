@@ -23,7 +23,14 @@ from lowvram.stages.options import transformer
 from lowvram.stages.options.encoder import Texts, encoder_options
 from lowvram.stages.options.pixels import pixels_options
 from lowvram.stages.options.transformer import Placed, Steps, transformer_options
-from lowvram.stages.savings import LADDER, Savings, chunk_feed_forward, real_tokens
+from lowvram.stages.savings import (
+    EMBEDS,
+    LADDER,
+    MASK,
+    Savings,
+    chunk_feed_forward,
+    real_tokens,
+)
 from lowvram.weights.checkpoint import Weights
 from lowvram.weights.streamed import Streamed
 
@@ -176,10 +183,11 @@ def test_masked_tokens_are_not_computed(
 
 
 def test_real_tokens_drops_masked_ones_at_the_end_only() -> None:
-    text = {"e": torch.arange(5), "x_attention_mask": torch.tensor([1, 0, 1, 0, 0])}
-    assert real_tokens(text)["e"].tolist() == [0, 1, 2]
-    nothing = {"e": torch.arange(2), "x_attention_mask": torch.zeros(2)}
-    assert real_tokens(nothing)["e"].tolist() == [0]
+    text = {EMBEDS: torch.arange(5), MASK: torch.tensor([1, 0, 1, 0, 0]), "e": torch.arange(5)}
+    assert real_tokens(text)[EMBEDS].tolist() == [0, 1, 2]
+    assert real_tokens(text)["e"].tolist() == [0, 1, 2, 3, 4]  # not by token
+    nothing = {EMBEDS: torch.arange(2), MASK: torch.zeros(2)}
+    assert real_tokens(nothing)[EMBEDS].tolist() == [0]
 
 
 @pytest.mark.parametrize(

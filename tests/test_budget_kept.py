@@ -14,7 +14,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lowvram.families.family import Family
 from lowvram.families.pixart import FAMILY
+from lowvram.families.sdxl_refiner import FAMILY as REFINER
 from lowvram.memory.budget import find_room
 from lowvram.memory.count import LiveBytes, fake_device
 from lowvram.memory.plan import Option, Room, choose
@@ -97,10 +99,12 @@ def no_threads(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @contextmanager
-def loaded(weights: Weights, role: str, device: torch.device) -> Iterator[Loaded]:
+def loaded(
+    weights: Weights, role: str, device: torch.device, family: Family = FAMILY
+) -> Iterator[Loaded]:
     """A component on the fake device, as the strategy would load it from files."""
-    component = FAMILY.component(role)
-    config = FAMILY.published_configs[role]
+    component = family.component(role)
+    config = family.published_configs[role]
     with torch.inference_mode(False):
         network = build(find_class(component.class_name), config, weights.dtype)
     if isinstance(weights, Streamed):
@@ -117,13 +121,15 @@ def loaded(weights: Weights, role: str, device: torch.device) -> Iterator[Loaded
 
 
 @contextmanager
-def counted(weights: Weights, role: str) -> Iterator[tuple[Loaded, torch.device, LiveBytes]]:
+def counted(
+    weights: Weights, role: str, family: Family = FAMILY
+) -> Iterator[tuple[Loaded, torch.device, LiveBytes]]:
     """A loaded component on a device whose live bytes are counted from before it is loaded."""
     with (
         fake_device() as device,
         torch.inference_mode(),
         LiveBytes(device.type) as live,
-        loaded(weights, role, device) as network,
+        loaded(weights, role, device, family) as network,
     ):
         yield network, device, live
 
@@ -187,8 +193,41 @@ def test_encode(tokens: int, true_sizes: Path, monkeypatch: pytest.MonkeyPatch) 
     for option in [*options(Room(0), "whole"), *found]:
         with counted(option.strategy, "text_encoder") as (network, _, live):
             ids = torch.ones((1, tokens), dtype=torch.long, device=network.inputs)
-            call = lambda: FAMILY.encode(network.model, ids, torch.ones_like(ids)).cpu()  # noqa: B023, E731
+            call = lambda: {  # noqa: E731
+                name: each.cpu()
+                for name, each in FAMILY.encode(network.model, ids, torch.ones_like(ids)).items()  # noqa: B023
+            }
             network.each([call] * texts.count, lambda done, total: None)
+        assert_foretold(live, option)
+
+
+def test_the_refiners_denoise(true_refiner: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks that differ, whose convolutions stream too."""
+    # a quarter of its transformer blocks, which are alike: all take minutes
+    shallow = REFINER.published_configs["transformer"] | {"transformer_layers_per_block": 1}
+    configs = REFINER.published_configs | {"transformer": shallow}
+    monkeypatch.setattr(type(REFINER), "published_configs", configs)
+    real = Model.config
+    monkeypatch.setattr(
+        Model, "config", lambda self, role: real(self, role) | configs.get(role, {})
+    )
+    text = {"prompt_embeds": torch.zeros(77, 1280), "pooled_prompt_embeds": torch.zeros(1280)}
+    text["time_ids"] = torch.zeros(5)
+    steps = Steps((1, 4, 128, 128), text, True, 20)
+    model = resolve(str(true_refiner))
+    every = list(transformer_options(model, "all", HALF, DEVICE, Room(0), steps))
+    assert all(each.strategy.savings.text == "padded" for each in every)
+    for option in (every[0], every[4], next(within(transformer_options, every, model, steps))):
+        placed = option.strategy
+        with counted(placed.weights, "transformer", REFINER) as (network, device, live):
+            chunk_feed_forward(network.model, placed.savings.feed_forward_chunks)
+            start = Start(host(text), host(text), 0, None)
+            predict = Network(network, device, HALF, placed.savings).predictor(
+                REFINER, [start], 5.0
+            )
+            latents = torch.empty(steps.shape, dtype=HALF, device=device)
+            for _ in range(2):
+                predict(latents, torch.empty((), device=device))
         assert_foretold(live, option)
 
 

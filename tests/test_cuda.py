@@ -94,7 +94,8 @@ def test_streamed_is_whole_bit_for_bit(role: str, options: dict, tiny: Path) -> 
                 ) -> torch.Tensor:
                     if role == "text_encoder":
                         here = ids.to(loaded.inputs)
-                        return FAMILY.encode(loaded.model, here, torch.ones_like(here)).cpu()
+                        made = FAMILY.encode(loaded.model, here, torch.ones_like(here))
+                        return made["prompt_embeds"].cpu()
                     return FAMILY.predict(loaded.model, latents, timestep, given, 1.0).cpu()
 
                 found += loaded.each([call, call], lambda done, total: None)

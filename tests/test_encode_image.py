@@ -55,7 +55,7 @@ def test_equals_diffusers(model: str, seed: int | None, tiny: Path, tmp_path: Pa
     """Bit for bit in fp32 on the CPU: preprocessing, VAE, posterior, scaling.
 
     diffusers hands its VAE a tensor whose channels come last in memory, by which a CPU sums in
-    another order: within 1e-5 of that.
+    another order than usual, and so is ours; the usual order is within 1e-5 of that.
     """
     name, side = (str(tiny), 256) if model == "tiny" else ("demo", 128)
     picture, latents = tmp_path / "x.png", tmp_path / "x.latents.safetensors"
@@ -64,7 +64,7 @@ def test_equals_diffusers(model: str, seed: int | None, tiny: Path, tmp_path: Pa
     vae = vae_of(name)
     pixels = VaeImageProcessor().preprocess(Image.open(picture), height=side, width=side)
     found = load_file(latents)["latents"]
-    for given in (pixels, pixels.contiguous()):
+    for given in (pixels.contiguous(), pixels):
         encoded = vae.encode(given).latent_dist
         generator = None if seed is None else torch.Generator().manual_seed(seed)
         expected = encoded.mode() if seed is None else encoded.sample(generator)

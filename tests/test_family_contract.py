@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from torch import nn
 
 from lowvram.families import all_families
 from lowvram.families.family import Family
 from lowvram.weights.checkpoint import find_class
+from lowvram.weights.layout import find_blocks
 
 FAMILIES = list(all_families().values())
 
@@ -27,6 +29,7 @@ def test_contract(family: Family) -> None:
     assert family.base in family.models
     for published in family.models.values():
         assert published.base in ("", *family.models)
+    assert set(family.paddings) <= {"none", "max"} and len(family.aesthetic_scores) in (0, 2)
     assert family.max_tokens > 1 and family.default_steps > 0 and family.default_guidance_scale > 0
 
     for configs in (family.tiny_configs, family.published_configs):
@@ -40,16 +43,25 @@ def test_contract(family: Family) -> None:
         component = family.component(role)
         assert hasattr(torch, component.dtype)
         if component.blocks:  # the repeated blocks hold most of the weights
-            blocks = network.get_submodule(component.blocks)
-            assert len(list(blocks.children())) >= 2
+            blocks = find_blocks(network, component.blocks)
+            inside = {id(p): p.numel() for block in blocks for p in block.parameters()}
+            tables = sum(m.weight.numel() for m in network.modules() if type(m) is nn.Embedding)
+            rest = sum(p.numel() for p in network.parameters()) - tables - sum(inside.values())
+            assert len(blocks) >= 2 and sum(inside.values()) > rest
 
     with torch.inference_mode():
         ids = torch.tensor([[5, 6, 7, 1]])
-        embeds = family.encode(networks["text_encoder"], ids, torch.ones_like(ids))
-        assert embeds.shape[:2] == ids.shape
-        assert embeds.shape[2] == family.text_channels(family.tiny_configs["transformer"])
-        text = {"prompt_embeds": embeds[0], "prompt_attention_mask": torch.ones(4)}
-        short = {name: tensor[:1] for name, tensor in text.items()}
+        text, short = (
+            {name: each[0] for name, each in encoded.items()}
+            for encoded in (
+                family.encode(networks["text_encoder"], some, torch.ones_like(some))
+                for some in (ids, ids[:, -1:] if "none" in family.paddings else ids.flip(1))
+            )
+        )
+        assert text["prompt_embeds"].shape[:1] == ids.shape[1:]
+        assert ("prompt_attention_mask" in text) == ("none" in family.paddings)
+        channels = family.text_channels(family.tiny_configs["transformer"])
+        assert text["prompt_embeds"].shape[1:] == (channels,)
         configs = {role: family.tiny_configs[role] for role in ("transformer", "vae")}
         asked, rendered = family.render_size(configs, None, True)
         assert asked == rendered
@@ -57,6 +69,9 @@ def test_contract(family: Family) -> None:
         latents = torch.randn((2, *shape), generator=torch.Generator().manual_seed(0))
         transformer, timestep = networks["transformer"], torch.tensor(500)
 
+        positive, negative = family.picture_conditions(rendered, family.aesthetic_scores)
+        assert positive.keys() == negative.keys()
+        text, short = text | positive, short | negative
         guided = family.conditions([text, text], [short, short])
         assert all(tensor.shape[0] == 4 for tensor in guided.values())
         with_text = family.conditions([text, text], [])
@@ -73,5 +88,8 @@ def test_contract(family: Family) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 def test_text_is_cleaned_as_upstream_does(family: Family) -> None:
+    if not family.cleans_captions:
+        assert family.clean("  A Cat, <b>bold</b>  ", False) == "  A Cat, <b>bold</b>  "
+        return
     assert family.clean("  A Cat, <b>bold</b> https://a.com  ", True) == "a cat, bold"
     assert family.clean("  A Cat  ", False) == "a cat"

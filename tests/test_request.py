@@ -18,6 +18,7 @@ def test_a_run_takes_the_options_of_its_stages() -> None:
     stages |= get_type_hints(DecodeOptions)
     kind = stages.pop("weights")
     own = {"encoder_weights": kind, "transformer_weights": kind, "image": str | Path | None}
+    own |= {"refine": bool, "refine_strength": float | None, "refiner": str}
     image = get_type_hints(EncodeImageOptions)
     assert image.pop("encode") is str  # `decode` says it for both
     assert stages | image | own == get_type_hints(RunOptions)

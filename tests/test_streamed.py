@@ -5,6 +5,7 @@ import json
 import threading
 import weakref
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from safetensors.torch import load_file, save_file
 import lowvram
 from lowvram import errors
 from lowvram.families import all_families
-from lowvram.families.family import Family
+from lowvram.families.family import Family, Size
 from lowvram.memory.count import LiveBytes
 from lowvram.weights import shards as shards_module
 from lowvram.weights.checkpoint import Loaded, Weights, build, find_class, stored_dtype
@@ -38,19 +39,32 @@ WAYS = {
 }
 
 
+DEPTHS = ("num_layers", "num_hidden_layers")
+
+
 @pytest.fixture(scope="module")
 def deep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of every family, deep enough that a window of two blocks is little of it."""
     folder = tmp_path_factory.mktemp("deep")
     for family in FAMILIES:
         layers = {
-            role: {**config, "num_layers": 8} if "num_layers" in config else config
+            role: config | {name: 8 for name in DEPTHS if name in config}
             for role, config in family.tiny_configs.items()
         }
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(type(family), "tiny_configs", layers)
             make_checkpoint(folder / family.name, family=family.name, shard="200KB")
     return folder
+
+
+@cache
+def encoded(family: Family, length: int) -> dict[str, torch.Tensor]:
+    """What a text of so many tokens becomes, for its shapes."""
+    network = find_class(family.component("text_encoder").class_name)
+    encoder = build(network, family.tiny_configs["text_encoder"], torch.float32)
+    ids = torch.full((1, length), 5)
+    made = family.encode(encoder, ids, torch.ones_like(ids))
+    return {name: each[0].detach() for name, each in made.items()}
 
 
 def calls(family: Family, role: str, loaded: Loaded, dtype: torch.dtype) -> list[Callable]:
@@ -61,18 +75,28 @@ def calls(family: Family, role: str, loaded: Loaded, dtype: torch.dtype) -> list
         if role == "text_encoder":
             ids = torch.randint(3, 300, (1, length), generator=generator)
             made.append(
-                lambda ids=ids: family.encode(loaded.model, ids, torch.ones_like(ids)).cpu()
+                lambda ids=ids: torch.cat(
+                    [
+                        each.cpu().flatten()
+                        for each in family.encode(loaded.model, ids, torch.ones_like(ids)).values()
+                        if each.is_floating_point()
+                    ]
+                )
             )
             continue
         configs = {each: family.tiny_configs[each] for each in ("transformer", "vae")}
         shape = family.latent_shape(configs, family.render_size(configs, None, True)[1])
         latents = torch.randn((1, *shape), generator=generator).to(dtype)
-        width = family.tiny_configs["text_encoder"]["d_model"]
         text = {
-            "prompt_embeds": torch.randn(length, width, generator=generator).to(dtype),
-            "prompt_attention_mask": torch.ones(length),
+            name: torch.randn(each.shape, generator=generator).to(dtype)
+            if each.is_floating_point()
+            else each
+            for name, each in encoded(family, length).items()
         }
-        conditions = family.conditions([text], [])
+        beside, _ = family.picture_conditions(Size(128, 128), family.aesthetic_scores)
+        conditions = family.conditions([text | beside], [])
+        conditions = {name: each.to(dtype) if name == "time_ids" else each
+                      for name, each in conditions.items()}  # fmt: skip
         made.append(
             lambda latents=latents, conditions=conditions: family.predict(
                 loaded.model, latents, torch.tensor(500), conditions, 1.0
@@ -105,7 +129,8 @@ def test_streamed_is_whole_bit_for_bit(
     expected, whole = outputs(Whole(dtype), family, role, deep)
     assert len({tuple(each.flatten()[:5].tolist()) for each in expected}) == 3
     for name, options in WAYS.items():
-        how = Streamed(dtype, family.component(role).blocks, **options)
+        component = family.component(role)
+        how = Streamed(dtype, component.blocks, component.order, **options)
         found, held = outputs(how, family, role, deep)
         assert all(map(torch.equal, found, expected)), name
         assert held < whole, name

@@ -11,7 +11,7 @@ from io import TextIOWrapper
 import typer
 
 from lowvram import errors
-from lowvram.cli import caches, compare, models, pictures, stages, tools
+from lowvram.cli import caches, compare, models, pictures, refine, stages, tools
 
 app = typer.Typer(
     name="lowvram",
@@ -34,6 +34,7 @@ for command in (
     stages.plan,
     models.models,
     compare.compare,
+    refine.refine,
     tools.prepare,
     tools.report,
     tools.doctor,

@@ -22,6 +22,9 @@ _OTHER = {
     "sample_seed": None,
     "checkpoint_every": 0,
     "preview": 0,
+    "refine": False,
+    "refine_strength": None,
+    "refiner": "",
 }
 _SWAPS = ("transformer", "vae", "text_encoder")
 _VARIED = {

@@ -98,14 +98,18 @@ Vram = Annotated[
     ),
 ]
 CleanCaption = Annotated[
-    bool,
-    typer.Option("--clean/--no-clean", help="Clean the prompt as the training captions were."),
+    bool | None,
+    typer.Option(
+        "--clean/--no-clean",
+        help="Clean the prompt as the training captions were; default: where they were.",
+    ),
 ]
 Padding = Annotated[
-    str,
+    str | None,
     typer.Option(
         "--padding",
-        help=f"Encode real tokens only, or pad as diffusers does: {', '.join(PADDINGS)}.",
+        help=f"Encode real tokens only, or pad as diffusers does: {', '.join(PADDINGS)}; default: "
+        "none, where the model masks padding.",
     ),
 ]
 MaxTokens = Annotated[
@@ -149,6 +153,19 @@ Sigmas = Annotated[
 ]
 Guidance = Annotated[
     float | None, typer.Option("--guidance", "-g", help="Guidance scale; 1 or less turns it off.")
+]
+RefineStrength = Annotated[
+    float | None,
+    typer.Option(
+        "--strength", help="How much of the picture is made anew, 0 to 1; default: the model's."
+    ),
+]
+Aesthetic = Annotated[
+    str | None,
+    typer.Option(
+        "--aesthetic",
+        help="How beautiful, 0 to 10, the picture and what is negative shall be; default: 6,2.5.",
+    ),
 ]
 PictureSize = Annotated[
     str | None, typer.Option("--size", help="WIDTHxHEIGHT in px; default: the model's.")
@@ -236,6 +253,18 @@ Preview = Annotated[
         metavar="STEPS",
         help="Write a small x.preview.png beside the output so often. 0: never.",
     ),
+]
+Refine = Annotated[
+    bool, typer.Option("--refine", help="Let a refiner work on the pictures afterwards.")
+]
+StrengthOfRefiner = Annotated[
+    float | None,
+    typer.Option(
+        "--refine-strength", help="How much it makes anew, 0 to 1; default: the refiner's."
+    ),
+]
+Refiner = Annotated[
+    str, typer.Option("--refiner", help="Short name, repository or folder of the refiner.")
 ]
 Dtype = Annotated[str, typer.Option("--dtype", help=f"To compute in: {', '.join(DTYPES)}.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, xpu, mps.")]

@@ -38,6 +38,8 @@ from lowvram.cli.options import (
     Prompts,
     PromptsFile,
     PromptsOrNone,
+    Refine,
+    Refiner,
     Revision,
     SampleSeed,
     Scheduler,
@@ -50,6 +52,7 @@ from lowvram.cli.options import (
     StartPicture,
     Steps,
     Strength,
+    StrengthOfRefiner,
     TextEncoder,
     Timesteps,
     Towards,
@@ -70,6 +73,7 @@ from lowvram.memory.budget import parse_bytes
 from lowvram.repository import DEFAULT_MODEL
 from lowvram.request.denoise import TRANSFORMER_WEIGHTS
 from lowvram.request.encode import WEIGHTS
+from lowvram.request.refine import DEFAULT_REFINER
 
 _AS_THEY_ARE = (
     "encoder_weights",
@@ -93,6 +97,9 @@ _AS_THEY_ARE = (
     "towards",
     "checkpoint_every",
     "preview",
+    "refine",
+    "refine_strength",
+    "refiner",
     "dtype",
     "device",
     "batch_size",
@@ -109,8 +116,8 @@ def encode(
     weights: Weights = "auto",
     dtype: Dtype = "auto",
     device: Device = "auto",
-    clean: CleanCaption = True,
-    padding: Padding = "none",
+    clean: CleanCaption = None,
+    padding: Padding = None,
     max_tokens: MaxTokens = None,
     weighting: Weighting = False,
     cache: Cache = True,
@@ -324,8 +331,8 @@ def run(
     at: At = None,
     checkpoint_every: CheckpointEvery = 0,
     preview: Preview = 0,
-    clean: CleanCaption = True,
-    padding: Padding = "none",
+    clean: CleanCaption = None,
+    padding: Padding = None,
     max_tokens: MaxTokens = None,
     weighting: Weighting = False,
     cache: Cache = True,
@@ -337,6 +344,9 @@ def run(
     transformer: Transformer = None,
     vae: Vae = None,
     text_encoder: TextEncoder = None,
+    refine: Refine = False,
+    refine_strength: StrengthOfRefiner = None,
+    refiner: Refiner = DEFAULT_REFINER,
     in_process: InProcess = False,
     as_json: AsJson = False,
 ) -> None:
@@ -471,6 +481,11 @@ def plan(every: bool, as_json: bool, device: str, **arguments: Any) -> None:
             raise refused[0]
     there = planning.device_to_plan_for(device, tasks[0].vram)
     rows = planning.plan(*tasks, there, every, image)
+    if arguments["refine"]:
+        from lowvram.request.refine import refining_of_run
+
+        after = refining_of_run(tasks, nowhere, arguments["refine_strength"], arguments["refiner"])
+        rows += planning.plan_refining(after, there, every)
     if as_json:
         print_json(as_document(rows, str(there)))
     else:

@@ -33,7 +33,7 @@ from lowvram.request.run import RunOptions, Tasks, resolve_run
 from lowvram.swaps import resolve_with
 
 # Of a run's options: what compare has no place for.
-_ONE_RUN = ("image", "sample_seed", "checkpoint_every", "preview")
+_ONE_RUN = ("image", "sample_seed", "checkpoint_every", "preview", "refine")
 _SO = "leave it out (encode-image makes a picture into what --start takes)"
 DOCUMENT, SHEET, PAGE = "comparison.json", "sheet.png", "comparison.html"
 _FILES = "files"

@@ -12,7 +12,7 @@ quantisation and no file. tests/test_family_contract.py checks every family agai
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 Config = Mapping[str, Any]  # a component's config.json
+Blocks = str | tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,11 @@ class Component:
             configuration may name another class.
         subfolder: where it lies in a repository in diffusers layout.
         dtype: in which it computes where the device allows; "" for parts without weights.
-        blocks: path of the repeated blocks inside the module; "" where there are none.
+        blocks: path of the repeated blocks inside the module, which are all alike; or where they
+            differ the paths of all of them (single modules, or lists of them), in order of use;
+            "" where there are none.
+        order: names of matrices that stand side by side in a block, in their order of use; where
+            that is not the order in which the block lists them.
         overflows_in: the dtype, as on the command line, in which it gives wrong results; "" for
             none.
         needs: files of which one must be there, for parts without weights.
@@ -42,7 +47,8 @@ class Component:
     class_name: str
     subfolder: str
     dtype: str = ""
-    blocks: str = ""
+    blocks: Blocks = ""
+    order: tuple[str, ...] = ()
     overflows_in: str = ""
     needs: tuple[str, ...] = ()
 
@@ -108,6 +114,21 @@ class Family(ABC):
     default_steps: ClassVar[int]
     default_guidance_scale: ClassVar[float]
     max_tokens: ClassVar[int]
+    # What its text encoder may be given, the default first: "none" for real tokens only, where
+    # masks keep padding out; "max" for padding to the limit, as the diffusers pipeline does.
+    paddings: ClassVar[tuple[str, ...]] = ("none", "max")
+    cleans_captions: ClassVar[bool] = True  # whether its captions were cleaned in training
+    needs_start: ClassVar[bool] = False  # whether it works on pictures that are there only
+    default_strength: ClassVar[float] = 0.6  # how much of a start is made anew
+    # Whether what is computed beyond the requested size is a margin on the right and below, which
+    # repeats the picture's edge and is cut off; else decode scales and crops.
+    margins: ClassVar[bool] = False
+    # What the pipeline may name besides, and only another family can run; see `Family.pipelines`.
+    foreign: ClassVar[tuple[str, ...]] = ()
+    # Listed in model_index.json besides the components.
+    index: ClassVar[Mapping[str, Any]] = {}
+    # How beautiful the picture and its opposite shall be, for models that are told; else empty.
+    aesthetic_scores: ClassVar[tuple[float, ...]] = ()
     published_configs: ClassVar[Mapping[str, Config]]  # the true sizes, by role
     tiny_configs: ClassVar[Mapping[str, Config]]  # the same classes, small enough for a test
 
@@ -136,16 +157,35 @@ class Family(ABC):
         """The text as the model saw its captions in training."""
 
     @abstractmethod
-    def encode(self, text_encoder: "nn.Module", ids: "Tensor", mask: "Tensor") -> "Tensor":
-        """Text to embeddings.
+    def encode(
+        self, text_encoder: "nn.Module", ids: "Tensor", mask: "Tensor"
+    ) -> "dict[str, Tensor]":
+        """Text to what the denoise stage is conditioned on.
 
         Args:
             ids: `[batch, tokens]`, token ids.
             mask: `[batch, tokens]`, 1 for a token, 0 for padding.
 
         Returns:
-            `[batch, tokens, channels]`.
+            tensors with leading dimension `[batch]`, by their names in the artifact:
+            "prompt_embeds" `[batch, tokens, channels]`, and "prompt_attention_mask"
+            `[batch, tokens]` where the network masks what is no token.
         """
+
+    def picture_conditions(
+        self, rendered: Size, aesthetic_scores: Sequence[float]
+    ) -> "tuple[dict[str, Tensor], dict[str, Tensor]]":
+        """What a picture is conditioned on besides its text.
+
+        Args:
+            rendered: size of the picture that is computed.
+            aesthetic_scores: with the prompt, and with the negative prompt; empty where
+                `Family.aesthetic_scores` is.
+
+        Returns:
+            tensors by name, beside those of the prompt, and beside those of the negative prompt.
+        """
+        return {}, {}
 
     @abstractmethod
     def conditions(
@@ -154,8 +194,8 @@ class Family(ABC):
         """What `predict` is conditioned on, for one batch of pictures.
 
         Args:
-            positive: per picture, what the encode stage made of its prompt: "prompt_embeds"
-                `[tokens, channels]` and "prompt_attention_mask" `[tokens]`.
+            positive: per picture, what the encode stage made of its prompt (as `encode` names it,
+                without the leading dimension) and `picture_conditions` added.
             negative: the same of its negative prompt; empty without guidance.
 
         Returns:

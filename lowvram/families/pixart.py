@@ -144,10 +144,12 @@ class PixArtSigma(Family):
         """As `PixArtSigmaPipeline._text_preprocessing` does; it needs no loaded model."""
         return str(_pipeline()._text_preprocessing(text, clean_caption=clean_caption)[0])
 
-    def encode(self, text_encoder: "nn.Module", ids: "Tensor", mask: "Tensor") -> "Tensor":
-        """T5's last hidden state, `[batch, tokens, 4096]`."""
+    def encode(
+        self, text_encoder: "nn.Module", ids: "Tensor", mask: "Tensor"
+    ) -> "dict[str, Tensor]":
+        """T5's last hidden state, `[batch, tokens, 4096]`, and the mask."""
         embeds: Tensor = text_encoder(ids, attention_mask=mask)[0]
-        return embeds
+        return {"prompt_embeds": embeds, "prompt_attention_mask": mask}
 
     def conditions(
         self, positive: list[dict[str, "Tensor"]], negative: list[dict[str, "Tensor"]]

@@ -7,8 +7,8 @@ allocator.
 
 import copy
 import itertools
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
@@ -33,28 +33,37 @@ class Trace:
         parked: bytes of tensors between two blocks; 0 where there are none.
         flops: floating-point operations of matrix products, convolutions and attention.
         events: the allocations in order.
-        result: shape of what the work returns; empty where that is no tensor.
+        result: what the work returns, for shapes and dtypes: tensors by name, without storage;
+            empty where it returns anything else.
     """
 
     activations: int
     parked: int
     flops: int
     events: tuple[Event, ...]
-    result: tuple[int, ...] = ()
+    result: Mapping[str, Tensor] = field(default_factory=dict)
 
 
-def trace(network: nn.Module, work: Work, blocks: str = "", convolutions: str = "") -> Trace:
+def trace(
+    network: nn.Module,
+    work: Work,
+    blocks: str | tuple[str, ...] = "",
+    convolutions: str = "",
+) -> Trace:
     """Follow a piece of work without doing it.
 
     Args:
         network: without storage (`without_storage`); is not changed.
         work: calls it with tensors that it makes on the device given.
         blocks: path of repeated blocks that are all alike but for the first; two of them are
-            followed, and the others counted like the second.
+            followed, and the others counted like the second. Of blocks that differ (paths) each is
+            followed.
         convolutions: the library whose workspace is added: "cudnn", "onednn" (on a CPU) or "".
     """
     network, scale = _copied(network, blocks)
-    second = list(network.get_submodule(blocks).children())[-1] if blocks else None
+    second = None
+    if blocks and isinstance(blocks, str):
+        second = list(network.get_submodule(blocks).children())[-1]
     with fake_device() as device:
         make_fake(network, device)
         with torch.inference_mode(), _Tracing(device.type, convolutions) as live:
@@ -66,13 +75,16 @@ def trace(network: nn.Module, work: Work, blocks: str = "", convolutions: str = 
         live.parked,
         live.flops + scale * live.flops_in_block,
         tuple(live.events),
-        tuple(result.shape) if isinstance(result, Tensor) else (),
+        {
+            name: torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+            for name, tensor in (result.items() if isinstance(result, dict) else ())
+        },
     )
 
 
-def _copied(network: nn.Module, blocks: str) -> tuple[nn.Module, int]:
+def _copied(network: nn.Module, blocks: str | tuple[str, ...]) -> tuple[nn.Module, int]:
     """The network with the first blocks only, and how many were left out."""
-    if not blocks:
+    if not blocks or not isinstance(blocks, str):
         return copy.deepcopy(network), 0
     path, _, name = blocks.rpartition(".")
     owner = network.get_submodule(path)

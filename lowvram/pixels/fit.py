@@ -40,6 +40,29 @@ def fit(pixels: "Tensor", to_width: int, to_height: int) -> "Tensor":
     return scaled[..., top : top + to_height, left : left + to_width]
 
 
+def widen(pixels: "Tensor", to_width: int, to_height: int) -> "Tensor":
+    """Repeat the right and the lower edge until the picture has that size.
+
+    Args:
+        pixels: `[pictures, channels, height, width]`, no larger.
+
+    Returns:
+        `[pictures, channels, to_height, to_width]`.
+    """
+    from torch.nn.functional import pad
+
+    height, width = pixels.shape[-2:]
+    if (width, height) == (to_width, to_height):
+        return pixels
+    beyond = (0, to_width - width, 0, to_height - height)
+    return pad(pixels, beyond, mode="replicate")
+
+
+def cut(pixels: "Tensor", to_width: int, to_height: int) -> "Tensor":
+    """What `widen` was given: `[…, height, width]` without what is right and below of a size."""
+    return pixels[..., :to_height, :to_width]
+
+
 def to_levels(pixels: "Tensor") -> "np.ndarray":
     """Pixels in [-1, 1], `[pictures, 3, height, width]`, to levels 0…255 with channels last."""
     levels = (pixels / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).float().cpu().numpy()

@@ -83,7 +83,7 @@ def pixels_of(image: "Image", size: tuple[int, int], dtype: "torch.dtype") -> "T
     levels *= 2.0
     levels -= 1.0
     channels_first = torch.from_numpy(levels).permute(2, 0, 1)[None]
-    return channels_first.to(dtype, memory_format=torch.contiguous_format, copy=True)
+    return channels_first.to(dtype, memory_format=torch.channels_last, copy=True)
 
 
 def _opened(path: Path, source: Any) -> "Image":

@@ -82,3 +82,11 @@ def resolve_decode(
         stage_budget=budget("--stage-budget", stage_budget),
         steps_down=0,
     )
+
+
+def picture_paths(output: Path, count: int) -> list[Path]:
+    """The files of `count` pictures: the output itself, or numbered ones beside it."""
+    if count == 1:
+        return [output]
+    digits = len(str(count - 1))
+    return [output.with_stem(f"{output.stem}-{index:0{digits}}") for index in range(count)]

@@ -9,13 +9,19 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from lowvram.errors import ModelError, RequestError
-from lowvram.families.family import Size
+from lowvram.families.family import Family, Size
 from lowvram.repository import Model
 from lowvram.request.between import check_between
 from lowvram.request.checks import artifact, budget, in_range, one_of
 from lowvram.request.encode import DTYPES
 from lowvram.request.schedulers import SIGMA_SPACINGS, SPACINGS, scheduler_name
-from lowvram.request.start import check_pictures, check_rendered, check_strength, read_start
+from lowvram.request.start import (
+    SavedLatents,
+    check_pictures,
+    check_rendered,
+    check_strength,
+    read_start,
+)
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +43,7 @@ class DenoiseTask:
     timesteps: tuple[int, ...]  # empty: the scheduler's own
     sigmas: tuple[float, ...]  # likewise
     guidance_scale: float
+    aesthetic_scores: tuple[float, ...]  # with the prompt, with the negative; or empty
     requested: tuple[int, int]  # width, height in px
     rendered: tuple[int, int]
     eta: float
@@ -84,6 +91,7 @@ class DenoiseOptions(TypedDict, total=False):
     timesteps: Sequence[int] | None
     sigmas: Sequence[float] | None
     guidance_scale: float | None
+    aesthetic_scores: Sequence[float] | None
     size: Size | tuple[int, int] | None
     binning: bool
     eta: float
@@ -91,7 +99,7 @@ class DenoiseOptions(TypedDict, total=False):
     spacing: str
     sigma_spacing: str
     latents: str | Path | None
-    start: str | Path | None
+    start: str | Path | SavedLatents | None
     start_picture: int | None
     strength: float | None
     towards: int | None
@@ -118,6 +126,7 @@ def resolve_denoise(
     timesteps: Sequence[int] | None = None,
     sigmas: Sequence[float] | None = None,
     guidance_scale: float | None = None,
+    aesthetic_scores: Sequence[float] | None = None,
     size: Size | tuple[int, int] | None = None,
     binning: bool = True,
     eta: float = 0.0,
@@ -125,7 +134,7 @@ def resolve_denoise(
     spacing: str = "",
     sigma_spacing: str = "",
     latents: str | Path | None = None,
-    start: str | Path | None = None,
+    start: str | Path | SavedLatents | None = None,
     start_picture: int | None = None,
     strength: float | None = None,
     towards: int | None = None,
@@ -150,6 +159,8 @@ def resolve_denoise(
         steps: None for the model's default; or give `timesteps` (descending) or `sigmas`. A model
             that was distilled for certain timesteps has them by default.
         guidance_scale: None for the model's default; 1 or less turns guidance off.
+        aesthetic_scores: how beautiful (0 to 10) the picture shall be, and what the negative prompt
+            describes; None for the model's defaults. For models that are told.
         size: width and height in px; None for the model's own.
         binning: compute at the nearest size the model was trained on, resize after decoding.
         eta: noise added in each step, for schedulers that take it (DDIM).
@@ -161,10 +172,12 @@ def resolve_denoise(
         latents: a safetensors file with `latents` `[pictures, channels, height, width]`, standard
             normal, to start from instead of drawing noise.
         start: what encode-image wrote of a picture, or denoise of earlier ones: noise is added to
-            it, and the last part of the steps is done. Gives the size, unless `size` does.
+            it, and the last part of the steps is done. Gives the size, unless `size` does. A file
+            that is not written yet is described.
         start_picture: which picture of that file, from 0; None for the only one, or, where it holds
             as many as are made, for each its own.
-        strength: how much of the steps is done, more than 0 to 1, where all is done; None for 0.6.
+        strength: how much of the steps is done, more than 0 to 1, where all is done; None for the
+            family's default.
         towards: a second seed. The noise of each picture then lies between those of `seed` and
             this one (spherical interpolation).
         at: where between the two, 0 to 1, one for each picture of a prompt; None for five.
@@ -205,7 +218,13 @@ def resolve_denoise(
         )
     configs = {role: model.config(role) for role in ("transformer", "vae", "scheduler")}
     asked = size if size is None or isinstance(size, Size) else Size(*size)
-    begun = None if start is None else read_start(start, model)
+    family = model.get_family()
+    if start is None and family.needs_start:
+        raise RequestError(
+            f"{model.name} works on pictures that are there: lowvram refine x.png PROMPT "
+            f"-m {model.name}, or denoise with --start"
+        )
+    begun = read_start(start, model) if isinstance(start, str | Path) else start
     try:
         if begun is not None and asked is None:
             requested, rendered = begun.requested, begun.rendered
@@ -221,6 +240,7 @@ def resolve_denoise(
     if begun is not None:
         check_rendered(begun, rendered, requested)
         start_picture = check_pictures(begun, start_picture, len(seeds))
+        strength = family.default_strength if strength is None else strength
         strength = check_strength(strength, len(timesteps or sigmas or ()) or number)
     elif start_picture is not None or strength is not None:
         raise RequestError("--strength and --start-picture need --start or --image: name one")
@@ -232,13 +252,14 @@ def resolve_denoise(
     return DenoiseTask(
         model=model.record(),
         embeds=str(embeds),
-        output=artifact(output, embeds, latents, start),
+        output=artifact(output, embeds, latents, None if begun is None else begun.path),
         seeds=seeds,
         images_per_prompt=images,
         steps=number,
         timesteps=tuple(timesteps or ()),
         sigmas=tuple(float(sigma) for sigma in sigmas or ()),
         guidance_scale=float(chosen_guidance),
+        aesthetic_scores=_aesthetic_scores(aesthetic_scores, model.get_family()),
         requested=(requested.width, requested.height),
         rendered=(rendered.width, rendered.height),
         eta=float(eta),
@@ -248,7 +269,7 @@ def resolve_denoise(
         if sigma_spacing
         else "",
         latents="" if latents is None else str(latents),
-        start="" if start is None else str(start),
+        start="" if begun is None else begun.path,
         start_picture=-1 if start_picture is None else start_picture,
         strength=1.0 if strength is None else strength,
         towards=towards,
@@ -263,6 +284,18 @@ def resolve_denoise(
         stage_budget=budget("--stage-budget", stage_budget),
         steps_down=0,
     )
+
+
+def _aesthetic_scores(given: Sequence[float] | None, family: Family) -> tuple[float, ...]:
+    if given is None:
+        return family.aesthetic_scores
+    if not family.aesthetic_scores:
+        raise RequestError(f"--aesthetic has no meaning for {family.name}: leave it out")
+    if len(given) != 2 or not all(0 <= score <= 10 for score in given):
+        raise RequestError(
+            f"--aesthetic {list(given)} is not two numbers from 0 to 10: for example 6,2.5"
+        )
+    return tuple(float(score) for score in given)
 
 
 def _seeds(

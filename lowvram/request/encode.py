@@ -44,8 +44,8 @@ class EncodeOptions(TypedDict, total=False):
     weights: str
     dtype: str
     device: str
-    clean_caption: bool
-    padding: str
+    clean_caption: bool | None
+    padding: str | None
     max_tokens: int | None
     weighting: bool
     cache: bool
@@ -63,8 +63,8 @@ def resolve_encode(
     weights: str = "auto",
     dtype: str = "auto",
     device: str = "auto",
-    clean_caption: bool = True,
-    padding: str = "none",
+    clean_caption: bool | None = None,
+    padding: str | None = None,
     max_tokens: int | None = None,
     weighting: bool = False,
     cache: bool = True,
@@ -79,8 +79,9 @@ def resolve_encode(
         negative_prompt: one for all, or one for each.
         weights: how the text encoder's weights sit; "auto" takes whole where it fits, else
             stream.
-        clean_caption: clean the text as the model's training captions were.
-        padding: "none" encodes real tokens only; "max" pads as the diffusers pipeline does.
+        clean_caption: clean the text as the model's training captions were; None where they were.
+        padding: "none" encodes real tokens only; "max" pads as the diffusers pipeline does; None
+            for the first of these that the model can be given.
         max_tokens: at which text is cut; None for the family's limit.
         weighting: read (word:1.3) and the like as weights; see emphasis.py. False takes brackets as
             they stand.
@@ -117,14 +118,22 @@ def resolve_encode(
         idle = {
             "--negative": any(negative),
             "--weights (run: --encoder-weights)": weights != "auto",
-            "--no-clean": not clean_caption,
-            "--padding": padding != "none",
+            "--no-clean": clean_caption is not None,
+            "--padding": padding is not None,
             "--max-tokens": max_tokens is not None,
             "--weighting": weighting,
             "--text-encoder": "text_encoder" in model.swapped,
         }
         _check_given(embeds, [option for option, is_set in idle.items() if is_set])
-    limit = model.get_family().max_tokens
+    family = model.get_family()
+    if clean_caption and not family.cleans_captions:
+        raise RequestError(f"--clean has no meaning for {family.name}: leave it out")
+    if padding in PADDINGS and padding not in family.paddings:
+        raise RequestError(
+            f"--padding {padding} is not for {family.name}, which attends to the padding too: "
+            "leave it out"
+        )
+    limit = family.max_tokens
     return EncodeTask(
         model=model.record(),
         output=artifact(output, embeds),
@@ -133,8 +142,8 @@ def resolve_encode(
         weights=one_of("--weights", weights, WEIGHTS),
         dtype=one_of("--dtype", dtype, DTYPES),
         device=device,
-        clean_caption=clean_caption,
-        padding=one_of("--padding", padding, PADDINGS),
+        clean_caption=family.cleans_captions if clean_caption is None else clean_caption,
+        padding=one_of("--padding", padding or family.paddings[0], PADDINGS),
         max_tokens=in_range("--max-tokens", limit if max_tokens is None else max_tokens, 2, limit),
         weighting=weighting,
         cache=cache,

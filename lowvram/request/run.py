@@ -3,7 +3,6 @@
 import logging
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
@@ -20,7 +19,8 @@ from lowvram.request.encode_image import (
     EncodeImageTask,
     resolve_encode_image,
 )
-from lowvram.request.start import check_strength
+from lowvram.request.refine import DEFAULT_REFINER
+from lowvram.request.start import SavedLatents
 
 Tasks = tuple[EncodeTask, DenoiseTask, DecodeTask]
 
@@ -37,8 +37,8 @@ class RunOptions(TypedDict, total=False):
     transformer_weights: str
     # of encode
     negative_prompt: str | Sequence[str]
-    clean_caption: bool
-    padding: str
+    clean_caption: bool | None
+    padding: str | None
     max_tokens: int | None
     weighting: bool
     cache: bool
@@ -50,6 +50,7 @@ class RunOptions(TypedDict, total=False):
     timesteps: Sequence[int] | None
     sigmas: Sequence[float] | None
     guidance_scale: float | None
+    aesthetic_scores: Sequence[float] | None
     size: Size | tuple[int, int] | None
     binning: bool
     eta: float
@@ -57,18 +58,22 @@ class RunOptions(TypedDict, total=False):
     spacing: str
     sigma_spacing: str
     latents: str | Path | None
-    start: str | Path | None
+    start: str | Path | SavedLatents | None
     start_picture: int | None
     strength: float | None
     towards: int | None
     at: Sequence[float] | None
     # of encode-image, which comes first where there is an image; `decode` is of it, too
     image: str | Path | None
-    sample_seed: int | None
+    sample_seed: int | Sequence[int] | None
     checkpoint_every: int
     preview: int
     # of decode
     decode: str
+    # of the refiner that follows, if one does
+    refine: bool
+    refine_strength: float | None
+    refiner: str
     # of several
     dtype: str
     device: str
@@ -80,7 +85,8 @@ class RunOptions(TypedDict, total=False):
 def resolve_run(
     prompts: str | Sequence[str], model: Model, picture: Path, **options: Unpack[RunOptions]
 ) -> Tasks:
-    """Check what was asked of the three stages. Of encode-image before them: `resolve_image`.
+    """Check what was asked of the three stages. Of encode-image before them: `resolve_image`; of a
+    refiner after them: `request.refine`.
 
     Args:
         picture: x.png; the files in between lie beside it.
@@ -89,6 +95,9 @@ def resolve_run(
         RequestError: names the value and the way out.
     """
     _check_names(options)
+    named = options.get("refiner", DEFAULT_REFINER) != DEFAULT_REFINER
+    if not options.get("refine") and (named or options.get("refine_strength") is not None):
+        raise RequestError("--refiner and --refine-strength need --refine: give it too")
     texts = [prompts] if isinstance(prompts, str) else list(prompts)
     embeds, latents = (Path(f"{picture.with_suffix('')}{s}") for s in artifacts.SUFFIXES.values())
     encode = _of(EncodeOptions, options, weights="encoder_weights")
@@ -98,14 +107,11 @@ def resolve_run(
         encode["dtype"] = "auto"
     image = resolve_image(model, picture, options)
     if image is not None:
-        strength = denoise.pop("strength", None)
-        denoise |= {"size": image.requested, "start": None, "start_picture": None}
-    denoising = resolve_denoise(embeds, model, latents, prompts=len(texts), **denoise)
-    if image is not None:
-        denoising = _begun(denoising, image, strength)
+        sizes = Size(*image.requested), Size(*image.rendered)
+        denoise |= {"size": None, "start": SavedLatents(image.output, *sizes, 1)}
     tasks = (
         resolve_encode(texts, model, embeds, **encode),
-        denoising,
+        resolve_denoise(embeds, model, latents, prompts=len(texts), **denoise),
         resolve_decode(latents, model, picture, **_of(DecodeOptions, options)),
     )
     _check_together(tasks)
@@ -154,19 +160,6 @@ def resolve_image(
     given["encode"] = decode if decode in ENCODES else "auto"
     latents = f"{picture.with_suffix('')}.image{artifacts.SUFFIXES['latents']}"
     return resolve_encode_image(image, model, latents, **given)
-
-
-def _begun(task: DenoiseTask, image: EncodeImageTask, strength: float | None) -> DenoiseTask:
-    """The task, from what encode-image will have written."""
-    steps = len(task.timesteps or task.sigmas) or task.steps
-    return replace(
-        task,
-        start=image.output,
-        start_picture=0,
-        strength=check_strength(strength, steps),
-        requested=image.requested,
-        rendered=image.rendered,
-    )
 
 
 def _check_names(options: Mapping[str, Any]) -> None:

@@ -15,11 +15,11 @@ from lowvram.errors import NonFiniteError, RequestError, translated
 from lowvram.memory.budget import untracked
 from lowvram.memory.meter import Meter
 from lowvram.pixels import png
-from lowvram.pixels.fit import fit, to_levels
+from lowvram.pixels.fit import cut, fit, to_levels
 from lowvram.pixels.strategy import OnWork, Pixels
 from lowvram.progress import OnProgress, Progress, ignore
 from lowvram.repository import Model
-from lowvram.request.decode import DecodeTask
+from lowvram.request.decode import DecodeTask, picture_paths
 from lowvram.stages.result import (
     Made,
     OnOutcome,
@@ -144,14 +144,6 @@ def decode_each(
         predicted=decision.predicted,
     )
     return StageResults(outcomes.in_order(), report)
-
-
-def picture_paths(output: Path, count: int) -> list[Path]:
-    """The files of `count` pictures: the output itself, or numbered ones beside it."""
-    if count == 1:
-        return [output]
-    digits = len(str(count - 1))
-    return [output.with_stem(f"{output.stem}-{index:0{digits}}") for index in range(count)]
 
 
 def _grouped(tasks: Sequence[DecodeTask], outcomes: Outcomes) -> list[list[Job]]:
@@ -295,7 +287,8 @@ def _save(job: Job, index: int, picture: "Tensor", settings: dict[str, Any], mod
         "decode": settings,
     }
     width, height = job.header.settings["requested"]
-    levels = to_levels(fit(picture[None].float(), width, height))[0]
+    sized = cut if model.get_family().margins else fit
+    levels = to_levels(sized(picture[None].float(), width, height))[0]
     png.save(job.paths[index], levels, record)
 
 

@@ -275,6 +275,7 @@ def _settings(
         "timesteps": list(task.timesteps),
         "sigmas": list(task.sigmas),
         "guidance_scale": task.guidance_scale,
+        **({"aesthetic_scores": list(task.aesthetic_scores)} if task.aesthetic_scores else {}),
         "eta": task.eta,
         "requested": list(task.requested),
         "rendered": list(task.rendered),

@@ -205,8 +205,8 @@ def _encode_all(
         mask = torch.tensor([text.mask]).to(loaded.inputs)
 
         def encoded() -> None:
-            embeds = family.encode(loaded.model, ids, mask)[0].cpu()
-            made = {"prompt_embeds": embeds, "prompt_attention_mask": mask[0].cpu()}
+            found = family.encode(loaded.model, ids, mask)
+            made = {name: tensor[0].cpu() for name, tensor in found.items()}
             on_text(f"text {next(done)}")
             with untracked():
                 if work.put(text, made):

@@ -19,6 +19,7 @@ from lowvram.errors import NonFiniteError, RequestError, translated
 from lowvram.families.family import Size
 from lowvram.memory.budget import untracked
 from lowvram.memory.meter import Meter
+from lowvram.pixels.fit import widen
 from lowvram.pixels.picture import pixels_of, read_picture
 from lowvram.pixels.strategy import OnWork, Pixels
 from lowvram.progress import OnProgress, Progress, ignore
@@ -171,7 +172,7 @@ def _settings(task: EncodeImageTask, shared: Mapping[str, Any]) -> dict[str, Any
         "stage": STAGE,
         "requested": list(task.requested),
         "rendered": list(task.rendered),
-        "sample_seed": task.sample_seed,
+        "sampled": bool(task.sample_seeds),
         **shared,
     }
 
@@ -247,16 +248,19 @@ def _encode_all(
     import torch
 
     family, config = model.get_family(), model.config("vae")
+    if family.margins and task.requested != task.rendered:
+        log.info("%dx%d px, encoded with its edges repeated to %dx%d: %s needs multiples of 8",
+                 *task.requested, *task.rendered, family.name)  # fmt: skip
     dtype = next(vae.parameters()).dtype
     made: list[Tensor] = []
     items: list[dict[str, Any]] = []
     for index, name in enumerate(task.images):
         data = _bytes_of(Path(name))
         picture = read_picture(Path(name), data)
-        parameters = pixels.encode(
-            vae, pixels_of(picture, task.rendered, dtype), device, work_of(before + index)
-        ).float()
-        seed = None if task.sample_seed is None else task.sample_seed + index
+        shown = pixels_of(picture, task.requested if family.margins else task.rendered, dtype)
+        shown = widen(shown, *task.rendered)
+        parameters = pixels.encode(vae, shown, device, work_of(before + index)).float()
+        seed = task.sample_seeds[index] if task.sample_seeds else None
         latents = family.scale(posterior(parameters, seed), config)
         if not latents.isfinite().all():
             raise NonFiniteError(

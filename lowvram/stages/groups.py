@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lowvram import artifacts
+from lowvram.families.family import Size
 from lowvram.memory.budget import untracked
 from lowvram.repository import Model
 from lowvram.request.denoise import DenoiseTask
@@ -165,6 +166,8 @@ def _texts(job: Job) -> "Iterator[dict[str, Tensor]]":
     """Tensors without storage, of the shapes that the job's texts have."""
     import torch
 
+    family = Model.from_record(job.task.model).get_family()
+    beside, _ = family.picture_conditions(Size(*job.task.rendered), job.task.aesthetic_scores)
     prefixes = ("", "negative_") if job.task.guidance_scale > 1 else ("",)
     for index in range(len(job.header.items)):
         for prefix in prefixes:
@@ -173,4 +176,4 @@ def _texts(job: Job) -> "Iterator[dict[str, Tensor]]":
             yield {
                 name: torch.empty(each["shape"], dtype=getattr(torch, each["dtype"]), device="meta")
                 for name, each in described.items()
-            }
+            } | beside

@@ -191,6 +191,9 @@ def _check_pair(
             f"{names} are of different text encoders ({models[0].name}, {models[1].name}): "
             "encode both with one model"
         )
+    family = models[0].get_family()
+    if "none" not in family.paddings:  # no mask says where a text ends
+        raise RequestError(f"{names} are texts of {family.name}, which cannot be stretched")
     if len(one.items) != len(other.items):
         raise RequestError(
             f"{names} hold {len(one.items)} and {len(other.items)} prompts: encode as many each"
@@ -198,4 +201,4 @@ def _check_pair(
     kinds = [{tensor.dtype for tensor in tensors.values()} for tensors in (start, end)]
     if kinds[0] != kinds[1]:
         raise RequestError(f"{names} are of different dtypes: encode both with the same --dtype")
-    return models[0].get_family().max_tokens
+    return family.max_tokens

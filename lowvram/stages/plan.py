@@ -7,7 +7,7 @@ bytes, and one for its end.
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -23,6 +23,7 @@ from lowvram.request.decode import DecodeTask
 from lowvram.request.denoise import DenoiseTask
 from lowvram.request.encode import EncodeTask
 from lowvram.request.encode_image import EncodeImageTask
+from lowvram.request.refine import Refining
 from lowvram.request.tasks import alike
 from lowvram.stages.decision import rates_of
 from lowvram.stages.given import read_given
@@ -34,9 +35,6 @@ from lowvram.stages.options.transformer import Steps, transformer_options
 from lowvram.stages.result import OnOutcome, Outcomes
 from lowvram.stages.schedule import scheduler_maker
 from lowvram.stages.starts import begin
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 # RSS of a stage before it loads anything, libraries imported: 0.37 to 0.55 GB on Linux here.
 _INTERPRETER_BYTES = 500_000_000
@@ -116,6 +114,13 @@ def plan(
     return rows
 
 
+def plan_refining(tasks: Refining, device: torch.device, every: bool = False) -> list[Row]:
+    """The same of a refiner's stages, named so."""
+    encode, image, denoise, decode = tasks
+    rows = plan(encode, denoise, decode, device, every, image)
+    return [replace(row, stage=f"refine: {row.stage}") for row in rows]
+
+
 def check_budgets(rows: Sequence[Mapping[str, Any]], on_outcome: OnOutcome) -> None:
     """Find out which rows cannot keep within their budget.
 
@@ -130,7 +135,7 @@ def check_budgets(rows: Sequence[Mapping[str, Any]], on_outcome: OnOutcome) -> N
     for index, row in enumerate(rows):
         key = computed_alike(row["denoise"]) + alike(row["decode"], "latents", "output")
         if "encode-image" in row:
-            key += alike(row["encode-image"], "images", "output")
+            key += alike(row["encode-image"], "images", "output", "sample_seeds")
         alike_rows.setdefault(key, []).append(index)
     encode = _at_once([row["encode"] for row in rows])
     for group in alike_rows.values():
@@ -193,7 +198,7 @@ def _stages(
         dtypes[role], _ = choose_dtype(task.dtype, family.component(role).dtype, device, upcast)
 
     if encode.embeds:  # nothing is loaded
-        text_shape = (1, *read_given(encode)["prompt_embeds"].shape[1:])
+        text = {name: tensor[0] for name, tensor in read_given(encode).items()}
     else:
         texts = {*encode.prompts, *encode.negative_prompts}
         tokens = max(len(text.encode()) + 1 for text in texts)
@@ -211,7 +216,8 @@ def _stages(
         )
         encoder = shapes(model, "text_encoder", dtype)
         blocks = family.component("text_encoder").blocks
-        text_shape = trace(encoder, encode_once(family, tokens), blocks).result
+        made = trace(encoder, encode_once(family, tokens), blocks)
+        text = {name: tensor[0] for name, tensor in made.result.items()}
 
     room = find_room(device, denoise.vram, denoise.stage_budget, rates)
     count = min(denoise.batch_size, len(denoise.seeds))
@@ -219,7 +225,8 @@ def _stages(
     shape = (count, *family.latent_shape(configs, Size(*denoise.rendered)))
     number = len(begin(denoise, scheduler_maker(denoise, model)("cpu")))
     batches = -(-len(denoise.seeds) // count)
-    steps = Steps(shape, _text(text_shape), denoise.guidance_scale > 1, number * batches)
+    beside = family.picture_conditions(Size(*denoise.rendered), denoise.aesthetic_scores)
+    steps = Steps(shape, text | beside[0], denoise.guidance_scale > 1, number * batches)
     asked = "all" if every else denoise.weights
     dtype = dtypes["transformer"]
     yield _Stage(
@@ -250,11 +257,3 @@ def _encode_image(task: EncodeImageTask, device: torch.device, rates: Rates, eve
     asked, pictures = "all" if every else task.encode, len(task.images)
     options = pixels_options(model, asked, dtype, device, room, shape, pictures, direction="encode")
     return _Stage("encode-image", dtype, room, task.encode, options)
-
-
-def _text(shape: tuple[int, ...]) -> "dict[str, Tensor]":
-    """What the encoder's result `[1, tokens, width]` becomes in the artifact, for its shapes."""
-    return {
-        "prompt_embeds": torch.empty(shape[1:], device="meta"),
-        "prompt_attention_mask": torch.ones(shape[1], dtype=torch.long, device="meta"),
-    }

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
+EMBEDS, MASK = "prompt_embeds", "prompt_attention_mask"  # by token; as `Family.encode` names them
+
+
 @dataclass(frozen=True)
 class Savings:
     """What a step does to hold less.
@@ -81,10 +84,12 @@ def _in_chunks(forward: "Callable[..., Tensor]", chunks: int) -> "Callable[..., 
 
 
 def real_tokens(text: "dict[str, Tensor]") -> "dict[str, Tensor]":
-    """A text's tensors `[tokens, …]` up to its last token that is not masked."""
-    mask = next(tensor for name, tensor in text.items() if name.endswith("attention_mask"))
+    """A text's tensors, those by token `[tokens, …]` up to the last that is not masked."""
+    mask = text[MASK]
     count = max(1, int(mask.nonzero().max()) + 1 if mask.any() else 1)
-    return {name: tensor[:count] for name, tensor in text.items()}
+    return {
+        name: tensor[:count] if name in (EMBEDS, MASK) else tensor for name, tensor in text.items()
+    }
 
 
 def guided(

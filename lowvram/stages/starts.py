@@ -3,7 +3,7 @@ made of others the latents that noise is added to, and the timesteps that are le
 """
 
 import logging
-from collections.abc import Container, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +34,7 @@ class Start:
     seed: int
     noise: "Tensor | None"  # [1, channels, height, width]; None to draw it
     origin: "Tensor | None" = None  # latents of that shape that noise is added to; None for none
+    sampled: int | None = None  # the seed with which that was drawn from the VAE's posterior
     towards: int | None = None  # a second seed
     at: float = 0.0  # between the two seeds
 
@@ -72,18 +73,21 @@ def starts_of(
 ) -> list[Start]:
     """What each picture starts from. Given latents stand in for drawn noise."""
     given = read_latents(task, (len(items), *latent_shape(task, model)))
+    beside = model.get_family().picture_conditions(Size(*task.rendered), task.aesthetic_scores)
     origins = _read_start(task, (len(items), *latent_shape(task, model)))
     if given is not None:
         log.info("noise from %s: seeds count only for noise that steps add", task.latents)
+    sampled = _sampled_seeds(task, len(items))
     return [
         Start(
-            positive=_text_tensors(embeds, item["prompt_index"], ""),
-            negative=_text_tensors(embeds, item["prompt_index"], "negative_")
+            positive=_text_tensors(embeds, item["prompt_index"], "") | beside[0],
+            negative=_text_tensors(embeds, item["prompt_index"], "negative_") | beside[1]
             if task.guidance_scale > 1
             else {},
             seed=item["seed"],
             noise=None if given is None else given[index : index + 1],
             origin=None if origins is None else origins[index : index + 1],
+            sampled=sampled[index],
             towards=item.get("towards"),
             at=item.get("at", 0.0),
         )
@@ -101,8 +105,8 @@ def _text_tensors(embeds: "dict[str, Tensor]", index: int, prefix: str) -> "dict
     return {name: embeds[key] for name, key in text_keys(embeds, index, prefix).items()}
 
 
-def text_keys(found: Container[str], index: int, prefix: str) -> dict[str, str]:
-    """The names that the tensors of one text have in the artifact.
+def text_keys(found: Iterable[str], index: int, prefix: str) -> dict[str, str]:
+    """The names that the tensors of one text have in the artifact, by those without prefix.
 
     Args:
         found: all names in it.
@@ -110,13 +114,16 @@ def text_keys(found: Container[str], index: int, prefix: str) -> dict[str, str]:
     Raises:
         RequestError: embeddings that were given have no negative ones.
     """
-    keys = {name: f"{index}.{prefix}{name}" for name in TEXT_TENSORS}
-    if any(key not in found for key in keys.values()):
+    before = f"{index}."
+    own = {name.removeprefix(before) for name in found if name.startswith(before)}
+    negative = {name for name in own if name.startswith("negative_")}
+    wanted = negative if prefix else own - negative
+    if not wanted:
         raise RequestError(
             "the embeddings were given without negative ones, which guidance needs: "
             "use --guidance 1, or give them too"
         )
-    return keys
+    return {name.removeprefix(prefix): f"{before}{name}" for name in sorted(wanted)}
 
 
 def read_latents(task: DenoiseTask, shape: tuple[int, ...]) -> "Tensor | None":
@@ -217,9 +224,15 @@ def generators_of(batch: Sequence[Start]) -> "list[Generator]":
 
 
 def _drawn(start: Start, generator: "Generator", shape: tuple[int, ...]) -> "Tensor":
-    """A picture's noise; between two seeds on the great circle through both of theirs."""
+    """A picture's noise; between two seeds on the great circle through both of theirs.
+
+    A generator that has drawn the picture's place in the VAE's posterior goes on from there, as
+    that of diffusers' img2img pipelines does: else the same numbers would come twice.
+    """
     import torch
 
+    if start.sampled == generator.initial_seed():
+        torch.randn(shape, generator=generator)
     drawn = torch.randn(shape, generator=generator)
     if start.towards is None:
         return drawn
@@ -248,6 +261,15 @@ def _read_start(task: DenoiseTask, shape: tuple[int, ...]) -> "Tensor | None":
             "needed: encode the picture again"
         )
     return latents
+
+
+def _sampled_seeds(task: DenoiseTask, pictures: int) -> "list[int | None]":
+    """For each picture the seed with which its start was drawn from the VAE's posterior."""
+    header = artifacts.read_header(Path(task.start), "latents") if task.start else None
+    if header is None or not header.settings.get("sampled"):
+        return [None] * pictures
+    seeds: list[int | None] = [item["seed"] for item in header.items]
+    return seeds if task.start_picture < 0 else [seeds[task.start_picture]] * pictures
 
 
 def start_settings(task: DenoiseTask) -> dict[str, Any]:

@@ -128,7 +128,9 @@ class Reader:
 
     def _plain(self, text: str, said: str) -> str:
         """Without control tokens, which would be read as such wherever they come from."""
-        control = [token for token in self._tokenizer.all_special_tokens if token in text]
+        # Of one character is the padding of CLIP's second tokenizer, "!", which it reads as text.
+        special = [token for token in self._tokenizer.all_special_tokens if len(token) > 1]
+        control = [token for token in special if token in text]
         for token in control:
             text = text.replace(token, f"{token[0]} {token[1:]}")
         if control:

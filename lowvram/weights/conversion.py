@@ -24,6 +24,7 @@ from lowvram.weights.checkpoint import (
     check_stored_quantisation,
     stored_dtype,
 )
+from lowvram.weights.layout import Blocks
 from lowvram.weights.quantized import Quantized
 from lowvram.weights.shards import Shards
 from lowvram.weights.tensor_files import (
@@ -62,8 +63,8 @@ class Conversion:
         ModelError: the source is quantised already, or lacks weights.
     """
 
-    def __init__(self, model_class: Any, folder: Path, weights: Weights, blocks: str) -> None:
-        """`blocks`: path of the repeated blocks in the module; "" where there are none."""
+    def __init__(self, model_class: Any, folder: Path, weights: Weights, blocks: Blocks) -> None:
+        """`blocks`: of the module, as `Streamed` has them; "" where there are none."""
         check_stored_quantisation(folder, "")
         self._weights = weights
         self._folder = folder
@@ -267,14 +268,16 @@ def _skeleton(model_class: Any, folder: Path) -> Any:
         return model_class.from_config(model_class.load_config(folder))
 
 
-def _units(entries: Iterator[_Entry], blocks: str) -> list[list[_Entry]]:
+def _units(entries: Iterator[_Entry], blocks: Blocks) -> list[list[_Entry]]:
     """What is never split between files: the resident tensors, then each block's."""
-    units: dict[int, list[_Entry]] = {-1: []}
-    block = re.compile(rf"{re.escape(blocks)}\.(\d+)\." if blocks else "(?!)")
+    units: dict[tuple[int, int], list[_Entry]] = {(-1, 0): []}
+    paths = (blocks,) if isinstance(blocks, str) else blocks
+    known = [re.compile(rf"{re.escape(path)}\.(\d*)" if path else "(?!)") for path in paths]
     for entry in entries:
-        match = block.match(entry.name)
-        units.setdefault(int(match[1]) if match else -1, []).append(entry)
-    return [units[index] for index in sorted(units)]
+        at = [(i, match[1]) for i, each in enumerate(known) if (match := each.match(entry.name))]
+        place = (at[0][0], int(at[0][1] or 0)) if at else (-1, 0)  # its path, its place in a list
+        units.setdefault(place, []).append(entry)
+    return [units[place] for place in sorted(units)]
 
 
 def _shards(units: list[list[_Entry]]) -> list[list[_Entry]]:

@@ -6,49 +6,102 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
+from lowvram.errors import ModelError
 from lowvram.weights.lanes import ALIGNMENT
 
 if TYPE_CHECKING:
     from lowvram.weights.streamed import Streamed
 
 
+Blocks = str | tuple[str, ...]
+
+
+def find_blocks(network: nn.Module, blocks: Blocks) -> list[nn.Module]:
+    """A network's blocks in order of use.
+
+    Args:
+        blocks: the path of a list of them, or many paths: of lists of blocks, and of blocks.
+
+    Raises:
+        ModelError: the network has no such part.
+    """
+    found: list[nn.Module] = []
+    for path in (blocks,) if isinstance(blocks, str) else blocks:
+        try:
+            module = network.get_submodule(path)
+        except AttributeError:
+            raise ModelError(
+                f"{type(network).__name__} has no {path}: it is built otherwise than its family's"
+            ) from None
+        found += module.children() if isinstance(module, nn.ModuleList) else [module]
+    return found
+
+
+def staying(count: int, resident: int) -> set[int]:
+    """Which of `count` blocks stay, evenly spaced."""
+    return {(2 * i + 1) * count // (2 * resident) for i in range(resident)}
+
+
 def streaming_modules(
-    blocks: Sequence[nn.Module], unit: str, resident: int
+    blocks: Sequence[nn.Module], unit: str, resident: int, order: Sequence[str] = ()
 ) -> list[tuple[int, nn.Module]]:
-    """The modules that stream, each with its block's index, in order of use.
+    """The modules that stream, each with its block's index, in order of use; `order` as `Streamed`
+    has it.
 
     Of `resident` blocks that stay, evenly spaced, the transfers of others hide behind each.
     """
-    count = len(blocks)
-    stay = {(2 * i + 1) * count // (2 * resident) for i in range(resident)}
+    stay = staying(len(blocks), resident)
     going = [(index, block) for index, block in enumerate(blocks) if index not in stay]
     if unit == "block":
         return going
-    return [
-        (index, module)
-        for index, block in going
-        for module in block.modules()
-        if isinstance(module, nn.Linear)
-    ]
+    return [(index, module) for index, block in going for module in _matrices(block, order)]
+
+
+def _matrices(block: nn.Module, order: Sequence[str]) -> list[nn.Module]:
+    """The matrices of a block in order of use."""
+    found = {n: m for n, m in block.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))}
+    names = list(found)
+
+    def place(name: str) -> tuple[int, int]:
+        parent, _, leaf = name.rpartition(".")
+        if leaf not in order:
+            return names.index(name), 0
+        beside = [i for i, each in enumerate(names) if each.rpartition(".")[0] == parent
+                  and each.rpartition(".")[2] in order]  # fmt: skip
+        return beside[0], order.index(leaf)
+
+    return [found[name] for name in sorted(names, key=place)]
 
 
 class Layout:
     """Bytes of a network's tensors by where they stand."""
 
-    def __init__(self, model: nn.Module, blocks: str) -> None:
-        self.blocks = list(model.get_submodule(blocks).children())
+    def __init__(self, model: nn.Module, blocks: Blocks) -> None:
+        self.blocks = find_blocks(model, blocks)
         inside = {id(p) for block in self.blocks for p in block.parameters()}
         tables = {id(m.weight) for m in model.modules() if type(m) is nn.Embedding} - inside
         others = itertools.chain(model.parameters(), model.buffers())
         self.outside = [_bytes(t) for t in others if id(t) not in inside | tables]
-        self.largest = max(unit_bytes(block) for block in self.blocks)
+        self.blocks_bytes = [unit_bytes(block) for block in self.blocks]
+
+    def most_resident(self, room: int, window: int) -> int:
+        """How many blocks can stay in a room beside a window for the others; 0 also where none can.
+
+        By the bytes of their buffers, which alignment makes a little more than their tensors'.
+        """
+        count = len(self.blocks)
+        for stay in range(count - window, 0, -1):
+            kept = staying(count, stay)
+            moving = [size for i, size in enumerate(self.blocks_bytes) if i not in kept]
+            held = sum(self.outside) + sum(self.blocks_bytes[i] for i in kept)
+            if held + window * max(moving) <= room:
+                return stay
+        return 0
 
     def sizes(self, how: "Streamed") -> list[int]:
         """See `Streamed.sizes`."""
         moving = streaming_modules(self.blocks, how.unit, how.resident)
-        largest = self.largest
-        if how.unit == "matrix":
-            largest = max((unit_bytes(module) for _, module in moving), default=0)
+        largest = max((unit_bytes(module) for _, module in moving), default=0)
         goes = {id(p) for _, module in moving for p in module.parameters()}
         stays = [
             _bytes(p) for block in self.blocks for p in block.parameters() if id(p) not in goes

@@ -27,7 +27,7 @@ from lowvram.weights.checkpoint import (
     stored_dtype,
 )
 from lowvram.weights.lanes import Unit, choose_lane
-from lowvram.weights.layout import Layout, streaming_modules, unit_bytes
+from lowvram.weights.layout import Blocks, Layout, find_blocks, streaming_modules, unit_bytes
 from lowvram.weights.lockstep import Lockstep
 from lowvram.weights.pump import Pump
 from lowvram.weights.shards import Shards
@@ -43,8 +43,12 @@ class Streamed:
 
     Attributes:
         dtype: to compute in; converted to on the way where the files hold another.
-        blocks: path of the repeated blocks in the network.
-        unit: what comes and goes: "block", or "matrix" (each nn.Linear; the rest of a block stays).
+        blocks: path of the repeated blocks in the network; or where they differ the paths of all,
+            in order of use.
+        order: see `families.family.Component`: of matrices that are used in another order than they
+            are listed.
+        unit: what comes and goes: "block", or "matrix" (of each nn.Linear and nn.Conv2d; the rest
+            of a block stays).
         window: units that have room on the device, 2 or more: one in use, the others under way.
         resident: blocks, evenly spaced, that stay on the device; with "block" only.
         together: calls that may be under way at once; more are taken in several passes. 0 for all.
@@ -56,7 +60,8 @@ class Streamed:
     """
 
     dtype: torch.dtype
-    blocks: str
+    blocks: Blocks
+    order: tuple[str, ...] = ()
     unit: str = "block"
     window: int = 2
     resident: int = 0
@@ -82,7 +87,7 @@ class Streamed:
 
     def moving(self, network: nn.Module) -> int:
         """Bytes that come and go in a pass, of a network that may have no storage."""
-        blocks = list(network.get_submodule(self.blocks).children())
+        blocks = find_blocks(network, self.blocks)
         modules = streaming_modules(blocks, self.unit, self.resident)
         return sum(unit_bytes(module) for _, module in modules)
 
@@ -106,8 +111,8 @@ class Streaming:
         self._pump: Pump | None = None
         self._groups = 1  # how often the pump brings each block in a pass
         self._read_rows()
-        blocks = list(model.get_submodule(how.blocks).children())
-        modules = streaming_modules(blocks, how.unit, how.resident)
+        blocks = find_blocks(model, how.blocks)
+        modules = streaming_modules(blocks, how.unit, how.resident, how.order)
         self._owners: list[dict[str, tuple[nn.Module, str]]] = []
         # Made once: small objects made anew between large ones keep glibc from using the large
         # ones' memory again (2.3 GB lost in one step of XL/2).
@@ -118,6 +123,7 @@ class Streaming:
         self._lane = choose_lane(shards, units, min(how.window, len(units)), device, how.keep)
         self._blocks = [block for block, _ in modules]
         self._lockstep = Lockstep(blocks, modules)
+        self._count = len(blocks)
         for index, (_, module) in enumerate(modules):
             module.register_forward_pre_hook(self._before(index))
             module.register_forward_hook(self._after(index))
@@ -137,7 +143,7 @@ class Streaming:
 
     def each(self, calls: Sequence[Callable[[], T]], on_count: OnCount) -> list[T]:
         """See `Loaded`: side by side, in as few passes over the weights as go. Counts blocks."""
-        last = len(list(self.model.get_submodule(self._how.blocks).children()))
+        last = self._count
         together = self._how.together or len(calls)
         passes = -(-len(calls) // together)
         results: list[T] = []
@@ -259,8 +265,10 @@ class Streaming:
         """Replace embedding tables by readers of single rows."""
         ties = getattr(type(self.model), "_tied_weights_keys", None)
         ties = ties if isinstance(ties, dict) else {}
+        blocks = find_blocks(self.model, self._how.blocks)
+        inside = {id(module) for block in blocks for module in block.modules()}
         for path, module in list(self.model.named_modules()):
-            if type(module) is not nn.Embedding or path.startswith(f"{self._how.blocks}."):
+            if type(module) is not nn.Embedding or id(module) in inside:
                 continue
             own = f"{path}.weight"
             name = own if own in self._shards.tensors else ties.get(own, own)
@@ -289,6 +297,12 @@ class EmbeddingRows(nn.Module):
     def __init__(self, shards: Shards, name: str, dtype: torch.dtype) -> None:
         super().__init__()
         self._shards, self._name, self._dtype = shards, name, dtype
+        self._weight = torch.zeros(1, dtype=dtype).expand(shards.tensors[name].shape)
+
+    @property
+    def weight(self) -> Tensor:
+        """Shape and dtype of the table, for forwards that look at them: one number, repeated."""
+        return self._weight
 
     def forward(self, ids: Tensor) -> Tensor:
         """Ids `[…]` to rows `[…, columns]`, on the device of the ids."""
@@ -321,8 +335,7 @@ def fit(
     if "block" in units:
         stay = 0
         if how.repeats and room is not None:
-            least = sum(layout.sizes(replace(how, unit="block", window=2, resident=0)))
-            stay = max(0, min(len(layout.blocks) - 2, (room - least) // layout.largest))
+            stay = layout.most_resident(room, window=2)
         ways.append(replace(how, unit="block", window=2, resident=stay))
     if "matrix" in units:
         ways += [replace(how, unit="matrix", window=window, resident=0) for window in (8, 4, 3, 2)]

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from math import prod
 from typing import TYPE_CHECKING
 
 import torch
@@ -52,7 +51,8 @@ def encoder_options(
     stored = stored_bytes(model, "text_encoder", network)
     traced = trace(network, encode_once(model.get_family(), texts.tokens), component.blocks)
     if device.type == "cpu":  # where the device is the host, the results stay there
-        results = (texts.count - 1) * prod(traced.result) * dtype.itemsize
+        floats = [each for each in traced.result.values() if each.is_floating_point()]
+        results = (texts.count - 1) * sum(each.numel() * each.element_size() for each in floats)
         traced = replace(traced, activations=traced.activations + results)
     for weights in (Whole(dtype), Quantized(8, dtype), Quantized(4, dtype)):
         named = (
@@ -61,7 +61,7 @@ def encoder_options(
         if asked in named:
             yield _resident(weights, network, traced, device, room, texts, stored)
     if asked in ("auto", "stream", "all"):
-        stream = Streamed(dtype, component.blocks, parks=True)
+        stream = Streamed(dtype, component.blocks, component.order, parks=True)
         yield from _streamed(stream, network, traced, device, room, texts, stored)
 
 

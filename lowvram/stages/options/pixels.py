@@ -23,13 +23,12 @@ from lowvram.pixels.strips import (
 )
 from lowvram.pixels.whole import WholeDecode
 from lowvram.repository import Model
-from lowvram.stages.options.component import need, shapes, stored_bytes
+from lowvram.stages.options.component import CONVOLUTIONS, need, shapes, stored_bytes
 
 ENCODER_HALF = ("encoder", "quant_conv")  # of an AutoencoderKL: not needed to decode
 DECODER_HALF = ("decoder", "post_quant_conv")  # and not to encode
 _TILE = 512  # px, the side of a tile when decoding blended; halved where it does not fit
 _LEAST_TILE = 64
-_LIBRARIES = {"cuda": "cudnn", "cpu": "onednn"}  # that compute convolutions
 _PASSES = 4  # largest maps that are written and read again, roughly
 _OVERLAP = 0.25  # of a tile, diffusers' default
 
@@ -67,7 +66,7 @@ def pixels_options(
     whole: Option[Pixels] | None = None
     if asked in ("auto", "whole", "strips", "all"):
         work = (decode_once if direction == "decode" else encode_once)(shape, dtype)
-        traced = trace(vae, work, convolutions=_LIBRARIES.get(device.type, ""))
+        traced = trace(vae, work, convolutions=CONVOLUTIONS.get(device.type, ""))
         took = need(
             weights,
             traced,
@@ -170,7 +169,7 @@ def _blended(
     while tile >= min(_LEAST_TILE, max(height, width) // 2):
         cells = tile // scale
         cut = (shape[0], shape[1], min(cells, shape[-2]), min(cells, shape[-1]))
-        traced = trace(vae, decode_once(cut, dtype), convolutions=_LIBRARIES.get(device.type, ""))
+        traced = trace(vae, decode_once(cut, dtype), convolutions=CONVOLUTIONS.get(device.type, ""))
         starts = range(0, shape[-2], cells - cells // 4), range(0, shape[-1], cells - cells // 4)
         sides = [
             sum(min(cells, length - at) for at in side)

@@ -2,19 +2,33 @@
 
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import psutil
 import torch
 
-from lowvram.families.family import Family
+from lowvram.families.family import Blocks, Family
 from lowvram.memory.plan import Need, Option, Room
 from lowvram.memory.predict import Trace, Work, trace
 from lowvram.repository import Model
-from lowvram.stages.options.component import LEFT_TO_ALLOCATOR, need, shapes, stored_bytes
-from lowvram.stages.savings import LADDER, UNGUIDED, Savings, chunk_feed_forward, guided
+from lowvram.stages.options.component import (
+    CONVOLUTIONS,
+    LEFT_TO_ALLOCATOR,
+    need,
+    shapes,
+    stored_bytes,
+)
+from lowvram.stages.savings import (
+    LADDER,
+    MASK,
+    UNGUIDED,
+    Savings,
+    chunk_feed_forward,
+    guided,
+)
 from lowvram.weights.checkpoint import Weights
+from lowvram.weights.layout import find_blocks
 from lowvram.weights.lockstep import Lockstep
 from lowvram.weights.streamed import UNITS, Streamed, fit
 from lowvram.weights.whole import Whole
@@ -71,14 +85,20 @@ def transformer_options(
     whole = Whole(dtype).sizes(network)
     stored = stored_bytes(model, "transformer", network)
     keep = _has_room(sum(whole), device)
-    stream = Streamed(dtype, component.blocks, repeats=True, keep=keep)
+    library = CONVOLUTIONS.get(device.type, "") if _convolves(network) else ""
+    stream = Streamed(dtype, component.blocks, component.order, repeats=True, keep=keep)
     fills = bool(room.bytes) and (asked != "stream" or bool(room.option))
+    traces: dict[tuple[Savings, Blocks], Trace] = {}
     names = ("whole", "stream") if asked in ("auto", "all") else (asked,)
     for name in names:
-        for savings in LADDER if steps.guidance else UNGUIDED:
-            blocks = component.blocks if name == "stream" else ""
-            step = step_once(family, savings, steps, blocks)
-            traced = trace(network, step, component.blocks)
+        for savings in _ladder(steps):
+            # Only branches in turn meet blocks side by side.
+            apart = name == "stream" and savings.branches == "in turn"
+            blocks = component.blocks if apart else ""
+            if (savings, blocks) not in traces:
+                step = step_once(family, savings, steps, blocks)
+                traces[savings, blocks] = trace(network, step, component.blocks, library)
+            traced = traces[savings, blocks]
             if name == "whole":
                 took = need(
                     whole,
@@ -131,8 +151,8 @@ def _fit_stream(
     return how, took
 
 
-def step_once(family: Family, savings: Savings, steps: Steps, lockstep: str) -> Work:
-    """One prediction, as the stage makes it. `lockstep`: path of blocks to pass side by side."""
+def step_once(family: Family, savings: Savings, steps: Steps, lockstep: Blocks) -> Work:
+    """One prediction, as the stage makes it. `lockstep`: blocks to pass side by side."""
 
     def work(network: "nn.Module", device: torch.device) -> object:
         dtype = next(network.parameters()).dtype
@@ -155,7 +175,7 @@ def step_once(family: Family, savings: Savings, steps: Steps, lockstep: str) -> 
         def each(calls: Any) -> list[Any]:
             if not lockstep:
                 return [call() for call in calls]
-            blocks = list(network.get_submodule(lockstep).children())
+            blocks = find_blocks(network, lockstep)
             units = list(enumerate(blocks))
             return Lockstep(blocks, units).run(
                 calls, len(calls), lambda unit: nullcontext(), lambda block: None
@@ -164,6 +184,20 @@ def step_once(family: Family, savings: Savings, steps: Steps, lockstep: str) -> 
         return guided(lambda _: family.predict(network, latents, timestep, alone, 1.0), each, 2.0)
 
     return work
+
+
+def _ladder(steps: Steps) -> tuple[Savings, ...]:
+    """What goes with this network: one that masks no text is meant to see all of it."""
+    ways = LADDER if steps.guidance else UNGUIDED
+    return ways if MASK in steps.text else tuple(replace(each, text="padded") for each in ways)
+
+
+def _convolves(network: "nn.Module") -> bool:
+    """Whether it convolves with more than its patches: a kernel that is no stride."""
+    return any(
+        isinstance(module, torch.nn.Conv2d) and module.kernel_size != module.stride
+        for module in network.modules()
+    )
 
 
 def _has_room(size: int, device: torch.device) -> bool:
