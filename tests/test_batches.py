@@ -14,7 +14,7 @@ from test_plan import pixels, runs_out
 
 import lowvram
 from lowvram import batch, cli, component, errors
-from lowvram.cli import stages as commands
+from lowvram.cli import run as commands
 from lowvram.cli.rows import fields_of, read_lines, to_listed
 from lowvram.pixels.whole import WholeDecode
 from lowvram.stages import encode as encode_stage
@@ -235,7 +235,7 @@ JSONL = (
 
 def listed(text: str, name: str, monkeypatch: pytest.MonkeyPatch) -> list[batch.Listed]:
     """The rows of a text on standard input, or in a file of that name."""
-    known = fields_of(commands.run, commands._OF_THE_LIST)
+    known = fields_of(commands.run, commands.OF_THE_LIST)
     if name == "-":
         data = io.BytesIO(text.encode())
         monkeypatch.setattr("sys.stdin", type("Stdin", (), {"buffer": data})())
@@ -377,9 +377,9 @@ def test_the_page_about_lists(
 def test_a_list_takes_what_a_run_takes() -> None:
     """Of the command line a row may say it or the list does; from Python both know the same."""
     parameters = set(inspect.signature(commands.run).parameters)
-    known = fields_of(commands.run, commands._OF_THE_LIST)
+    known = fields_of(commands.run, commands.OF_THE_LIST)
     rows = {field.parameter for field in known.values()}
-    assert rows | set(commands._OF_THE_LIST) | {"prompts"} == parameters
+    assert rows | set(commands.OF_THE_LIST) | {"prompts"} == parameters
     # What a row says must be read on the way to the options of a run.
     read: set[str] = set()
 

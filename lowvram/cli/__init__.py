@@ -11,7 +11,7 @@ from io import TextIOWrapper
 import typer
 
 from lowvram import errors
-from lowvram.cli import caches, compare, models, pictures, refine, stages, tools
+from lowvram.cli import caches, compare, models, pictures, plans, refine, run, stages, tools
 
 app = typer.Typer(
     name="lowvram",
@@ -30,8 +30,8 @@ for command in (
     pictures.interpolate,
     stages.denoise,
     stages.decode,
-    stages.run,
-    stages.plan,
+    run.run,
+    plans.plan,
     models.models,
     compare.compare,
     refine.refine,

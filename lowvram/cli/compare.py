@@ -8,7 +8,7 @@ import typer
 
 from lowvram.cli.options import AsJson, InProcess, parse_list
 from lowvram.cli.output import print_json, showing_progress
-from lowvram.cli.stages import for_run, run
+from lowvram.cli.run import for_run, run
 from lowvram.compare.variants import AXES
 
 # What is varied instead of set once; the others of `run` are about its output.
