@@ -395,7 +395,8 @@ def test_a_list_takes_what_a_run_takes() -> None:
     one, many = (
         list(inspect.signature(each).parameters)[1:] for each in (lowvram.run, lowvram.run_many)
     )
-    assert one == many
+    of_one = ("callback", "callback_steps")  # sees the latents of a single run
+    assert [name for name in one if name not in of_one] == many
 
 
 def test_names_are_stable_and_a_folder_is_new(
