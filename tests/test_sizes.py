@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import lowvram
-from lowvram.cli.options import parse_seeds, parse_size
+from lowvram.cli.words import parse_seeds, parse_size
 from lowvram.errors import RequestError
 from lowvram.families import all_families
 from lowvram.families.family import Config, Size

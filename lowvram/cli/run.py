@@ -56,14 +56,10 @@ from lowvram.cli.options import (
     Vae,
     Vram,
     Weighting,
-    parse_numbers,
-    parse_seeds,
-    parse_sigma_spacing,
-    parse_size,
 )
-from lowvram.cli.output import print_json, showing_progress
+from lowvram.cli.output import print_run, showing_progress
+from lowvram.cli.words import to_options
 from lowvram.errors import RequestError
-from lowvram.memory.budget import parse_bytes
 from lowvram.repository import DEFAULT_MODEL
 from lowvram.request.denoise import TRANSFORMER_WEIGHTS
 from lowvram.request.encode import WEIGHTS
@@ -91,34 +87,18 @@ OF_THE_LIST = (
     "prompts_file",
 )
 
-_AS_THEY_ARE = (
-    "encoder_weights",
-    "transformer_weights",
-    "padding",
-    "max_tokens",
-    "weighting",
-    "cache",
-    "embeds",
-    "steps",
-    "binning",
-    "eta",
-    "scheduler",
-    "spacing",
-    "latents",
-    "image",
-    "sample_seed",
-    "start",
-    "start_picture",
-    "strength",
-    "towards",
-    "checkpoint_every",
-    "preview",
-    "refine",
-    "refine_strength",
-    "refiner",
-    "dtype",
-    "device",
-    "batch_size",
+# What `run` takes beside its options: what it makes, of which model, and how it is told.
+_BESIDE = (
+    "prompts",
+    "prompts_file",
+    "model",
+    "output",
+    "revision",
+    "transformer",
+    "vae",
+    "text_encoder",
+    "in_process",
+    "as_json",
 )
 
 
@@ -196,52 +176,33 @@ def run(
     lowvram run --prompts prompts.csv -m demo -o pictures/
     lowvram run "an oil painting of a harbour" --image photo.jpg --strength 0.6 -o harbour.png
     """
+    given = locals()
     from lowvram.run import run as run_stages
 
     if prompts_file is not None:
-        return _run_list(locals())
+        return _run_list(given)
     if not prompts:
         raise RequestError("say what the picture shall show, or name a list of it with --prompts")
-    arguments = for_run(locals())
+    options = for_run(given)
     with showing_progress(loads_here=in_process) as on_progress:
         result = run_stages(
             prompts,
             model,
             output,
-            **arguments,
             revision=revision,
             transformer=transformer,
             vae=vae,
             text_encoder=text_encoder,
             in_process=in_process,
             on_progress=on_progress,
+            **options,
         )
-    if as_json:
-        print_json(result.to_json())
-    else:
-        for made in result.images:
-            print(made.path)
-        print(f"\n{result.table()}")
+    print_run(result, as_json)
 
 
 def for_run(given: Mapping[str, Any]) -> dict[str, Any]:
     """The command line's words as the keyword arguments of `run.resolve_run`."""
-    return {
-        "negative_prompt": given["negative"],
-        "decode": given["pixels"],
-        "vram": parse_bytes("--vram", given["vram"]),
-        "stage_budget": parse_bytes("--stage-budget", given["stage_budget"]),
-        "clean_caption": given["clean"],
-        "seed": parse_seeds(given["seed"]),
-        "images_per_prompt": given["images"],
-        "timesteps": parse_numbers("--timesteps", given["timesteps"], int),
-        "sigmas": parse_numbers("--sigmas", given["sigmas"], float),
-        "guidance_scale": given["guidance"],
-        "at": parse_numbers("--at", given["at"], float),
-        "size": parse_size(given["size"]),
-        "sigma_spacing": parse_sigma_spacing(given["sigma_spacing"], given["karras"]),
-        **{name: given[name] for name in _AS_THEY_ARE},
-    }
+    return to_options(given, _BESIDE)
 
 
 def _run_list(given: dict[str, Any]) -> None:
@@ -269,12 +230,8 @@ def _run_list(given: dict[str, Any]) -> None:
             on_progress=on_progress,
             **shared,
         )
-    if given["as_json"]:
-        print_json(result.to_json())
-    else:
-        for image in result.images:
-            print(image.path)
-        print(f"\n{result.table()}")
+    print_run(result, given["as_json"])
+    if not given["as_json"]:
         for row in result.failed:
             print(f"failed: {row}", file=sys.stderr)
     result.raise_failed()

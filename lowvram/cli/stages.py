@@ -50,13 +50,9 @@ from lowvram.cli.options import (
     Vram,
     Weighting,
     Weights,
-    parse_numbers,
-    parse_seeds,
-    parse_sigma_spacing,
-    parse_size,
 )
 from lowvram.cli.output import beside, print_stage, showing_progress
-from lowvram.memory.budget import parse_bytes
+from lowvram.cli.words import to_options
 from lowvram.repository import DEFAULT_MODEL
 
 
@@ -87,6 +83,7 @@ def encode(
     \b
     lowvram encode "a cactus with a happy face" -m pixart-sigma-1024 -o cactus.embeds.safetensors
     """
+    options = to_options(locals(), but=("prompts", "model", "output", "as_json"))
     from lowvram import api
     from lowvram.run import new_path
 
@@ -95,22 +92,9 @@ def encode(
             prompts,
             model,
             output=output or new_path(prompts, ".embeds.safetensors"),
-            negative_prompt=negative,
-            weights=weights,
-            dtype=dtype,
-            device=device,
-            clean_caption=clean,
-            padding=padding,
-            max_tokens=max_tokens,
-            weighting=weighting,
-            cache=cache,
-            embeds=embeds,
-            vram=parse_bytes("--vram", vram),
-            stage_budget=parse_bytes("--stage-budget", stage_budget),
-            revision=revision,
-            text_encoder=text_encoder,
             step_down=True,
             on_progress=on_progress,
+            **options,
         )
     print_stage(result, as_json, [])
 
@@ -156,43 +140,13 @@ def denoise(
     \b
     lowvram denoise cactus.embeds.safetensors --seed 7 --size 1024x768
     """
+    options = to_options(locals(), but=("embeds", "output", "as_json"))
     from lowvram import api
 
     output = output or beside(embeds, ".latents.safetensors")
     with showing_progress() as on_progress:
         result = api.denoise(
-            embeds,
-            output=output,
-            model=model,
-            transformer=transformer,
-            seed=parse_seeds(seed),
-            images_per_prompt=images,
-            steps=steps,
-            timesteps=parse_numbers("--timesteps", timesteps, int),
-            sigmas=parse_numbers("--sigmas", sigmas, float),
-            guidance_scale=guidance,
-            size=parse_size(size),
-            binning=binning,
-            eta=eta,
-            scheduler=scheduler,
-            spacing=spacing,
-            sigma_spacing=parse_sigma_spacing(sigma_spacing, karras),
-            latents=latents,
-            start=start,
-            start_picture=start_picture,
-            strength=strength,
-            towards=towards,
-            at=parse_numbers("--at", at, float),
-            checkpoint_every=checkpoint_every,
-            preview=preview,
-            weights=weights,
-            dtype=dtype,
-            device=device,
-            batch_size=batch_size,
-            vram=parse_bytes("--vram", vram),
-            stage_budget=parse_bytes("--stage-budget", stage_budget),
-            step_down=True,
-            on_progress=on_progress,
+            embeds, output=output, step_down=True, on_progress=on_progress, **options
         )
     files = {"path": None, "embeds": str(embeds), "latents": str(output)}
     print_stage(result, as_json, [files for _ in result.items])
@@ -216,22 +170,16 @@ def decode(
     \b
     lowvram decode cactus.latents.safetensors -o cactus.png
     """
+    options = to_options(locals(), but=("latents", "output", "as_json"))
     from lowvram import api
 
     with showing_progress() as on_progress:
         result = api.decode(
             latents,
             output=output or beside(latents, ".png"),
-            model=model,
-            vae=vae,
-            decode=pixels,
-            dtype=dtype,
-            device=device,
-            batch_size=batch_size,
-            vram=parse_bytes("--vram", vram),
-            stage_budget=parse_bytes("--stage-budget", stage_budget),
             step_down=True,
             on_progress=on_progress,
+            **options,
         )
     files = {"embeds": None, "latents": str(latents)}
     print_stage(result, as_json, [{"path": str(path), **files} for path in result.paths])
