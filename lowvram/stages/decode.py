@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from lowvram import artifacts
 from lowvram.component import use
 from lowvram.devices import choose_device, choose_dtype, dtype_name
-from lowvram.errors import NonFiniteError, RequestError, translated
+from lowvram.errors import NonFiniteError, translated
 from lowvram.memory.budget import untracked
 from lowvram.memory.meter import Meter
 from lowvram.pixels import png
@@ -140,8 +140,7 @@ def decode_each(
         reasons,
         used,
         {"model": model.public_record()["name"], **settings},
-        budget_bytes=decision.room.bytes if decision.room.option else None,
-        predicted=decision.predicted,
+        decision,
     )
     return StageResults(outcomes.in_order(), report)
 
@@ -172,41 +171,41 @@ def _decide(
     dtype: "torch.dtype",
     outcomes: Outcomes,
 ) -> "Decision[Pixels] | None":
-    """One way of decoding for all groups; None where none is left.
-
-    The largest is given up, and taken out of `groups`, where no way has room for it.
-    """
-    from lowvram.stages.decision import decide
+    """One way of decoding for all groups; the largest may be given up for it."""
+    from lowvram.stages.decision import decide, decide_for_all
     from lowvram.stages.options.pixels import pixels_options  # imports torch
 
-    while groups:
-        largest = max(groups, key=lambda jobs: prod(_batch_shape(jobs)))
-        task, shape = largest[0].task, _batch_shape(largest)
+    def largest(groups: Sequence[list[Job]]) -> list[Job]:
+        return max(groups, key=lambda jobs: prod(_batch_shape(jobs)))
+
+    def decide_for(groups: Sequence[list[Job]]) -> "Decision[Pixels]":
+        task, shape = largest(groups)[0].task, _batch_shape(largest(groups))
         pictures = sum(job.shape[0] for jobs in groups for job in jobs)
-        batches = -(-pictures // shape[0])
-        try:
-            return decide(
-                "decode",
-                task,
+        return decide(
+            "decode",
+            task,
+            device,
+            dtype_name(dtype),
+            partial(
+                pixels_options,
+                model,
+                task.decode,
+                dtype,
                 device,
-                dtype_name(dtype),
-                partial(
-                    pixels_options,
-                    model,
-                    task.decode,
-                    dtype,
-                    device,
-                    shape=shape,
-                    batches=batches,
-                    folder=Path(task.output).parent,
-                ),
-                _OR_STRIPS if task.decode in ("whole", "blended") else "",
-            )
-        except RequestError as error:
-            groups.remove(largest)
-            for job in largest:
-                outcomes.settle(job.index, RequestError(str(error)))
-    return None
+                shape=shape,
+                batches=-(-pictures // shape[0]),
+                folder=Path(task.output).parent,
+            ),
+            _OR_STRIPS if task.decode in ("whole", "blended") else "",
+        )
+
+    return decide_for_all(
+        groups,
+        decide_for,
+        lambda groups: [largest(groups)],
+        lambda jobs: [job.index for job in jobs],
+        outcomes,
+    )
 
 
 def _decode_all(

@@ -118,8 +118,7 @@ def encode_image_each(
             "model": model.public_record()["name"],
             **shared_settings([_settings(each, settings) for each in tasks]),
         },
-        budget_bytes=decision.room.bytes if decision.room.option else None,
-        predicted=decision.predicted,
+        decision,
     )
     return StageResults(outcomes.in_order(), report)
 
@@ -131,39 +130,39 @@ def _decide(
     dtype: "torch.dtype",
     outcomes: Outcomes,
 ) -> "Decision[Pixels] | None":
-    """One way of encoding for all tasks; those of the largest pictures are given up where no way
-    has room for them. None where none is left.
-    """
-    from lowvram.stages.decision import decide
+    """One way of encoding for all tasks; those of the largest pictures may be given up for it."""
+    from lowvram.stages.decision import decide, decide_for_all
     from lowvram.stages.options.pixels import pixels_options  # imports torch
 
-    while left := outcomes.open():
-        largest = max(left, key=lambda index: prod(tasks[index].rendered))
-        task = tasks[largest]
-        try:
-            return decide(
-                STAGE,
-                task,
+    def pixels_of_task(index: int) -> int:
+        return prod(tasks[index].rendered)
+
+    def decide_for(left: Sequence[int]) -> "Decision[Pixels]":
+        task = tasks[max(left, key=pixels_of_task)]
+        return decide(
+            STAGE,
+            task,
+            device,
+            dtype_name(dtype),
+            partial(
+                pixels_options,
+                model,
+                task.encode,
+                dtype,
                 device,
-                dtype_name(dtype),
-                partial(
-                    pixels_options,
-                    model,
-                    task.encode,
-                    dtype,
-                    device,
-                    shape=(1, *image_latent_shape(task, model)),
-                    batches=sum(len(tasks[index].images) for index in left),
-                    folder=Path(task.output).parent,
-                    direction="encode",
-                ),
-                _OR_STRIPS if task.encode == "whole" else "",
-            )
-        except RequestError as error:
-            for index in left:
-                if prod(tasks[index].rendered) == prod(task.rendered):
-                    outcomes.settle(index, RequestError(str(error)))
-    return None
+                shape=(1, *image_latent_shape(task, model)),
+                batches=sum(len(tasks[index].images) for index in left),
+                folder=Path(task.output).parent,
+                direction="encode",
+            ),
+            _OR_STRIPS if task.encode == "whole" else "",
+        )
+
+    def largest_of(left: Sequence[int]) -> list[int]:
+        most = max(map(pixels_of_task, left))
+        return [index for index in left if pixels_of_task(index) == most]
+
+    return decide_for_all(outcomes.open(), decide_for, largest_of, lambda index: [index], outcomes)
 
 
 def _settings(task: EncodeImageTask, shared: Mapping[str, Any]) -> dict[str, Any]:
