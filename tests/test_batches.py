@@ -135,8 +135,8 @@ def test_nan_in_one_picture_loses_no_other(
 ) -> None:
     real = sampling._denoise_batch
 
-    def poisoned(group: Any, network: Any, scheduler: Any, starts: Any, on_step: Any) -> Any:
-        latents = real(group, network, scheduler, starts, on_step)
+    def poisoned(group: Any, network: Any, scheduler: Any, starts: Any, *others: Any) -> Any:
+        latents = real(group, network, scheduler, starts, *others)
         for index, start in enumerate(starts):
             latents[index] *= float("nan") if start.seed == 2 else 1
         return latents

@@ -16,8 +16,8 @@ from lowvram.memory.budget import untracked
 from lowvram.memory.meter import Meter
 from lowvram.pixels import png
 from lowvram.pixels.fit import cut, fit, to_levels
-from lowvram.pixels.strategy import OnWork, Pixels
-from lowvram.progress import OnProgress, Progress, ignore
+from lowvram.pixels.strategy import Pixels
+from lowvram.progress import OnProgress, Progress, ignore, within
 from lowvram.repository import Model
 from lowvram.request.decode import DecodeTask, picture_paths
 from lowvram.stages.result import (
@@ -28,6 +28,7 @@ from lowvram.stages.result import (
     StageResults,
     in_batches,
     report_stage,
+    sized,
     unheard,
 )
 from lowvram.weights.whole import Whole
@@ -231,27 +232,18 @@ def _decode_all(
             with untracked():
                 latents = torch.cat([each for _, _, each in batch])
             scaled = family.unscale(latents.to(dtype), config)
-            on_work = _within(on_progress, done, len(batch), total)
+            on_work = within(on_progress, "decode", "decoding", done, len(batch), total)
             made = pixels.decode(vae, scaled, device, on_work)
             for (job, index, _), picture in zip(batch, made, strict=True):
                 with outcomes.of(job.index):
                     _save(job, index, picture, settings, model)
                     if index == len(job.paths) - 1:
-                        width, height = job.header.settings["requested"]
-                        items = [
-                            {**item, "width": width, "height": height} for item in job.header.items
-                        ]
-                        outcomes.settle(job.index, Made(job.paths, items))
+                        made_items = sized(job.header.items, job.header.settings["requested"])
+                        outcomes.settle(job.index, Made(job.paths, made_items))
                 done += 1
                 on_picture(f"picture {done}")
                 on_progress(Progress("decode", "decoding", 100 * done, 100 * total))
-            del (
-                made,
-                picture,
-                scaled,
-                latents,
-                batch,
-            )  # or they would lie beside the next batch's work
+            del made, picture, scaled, latents, batch  # no work of the next batch beside them
 
 
 def _pictures(jobs: list[Job], outcomes: Outcomes) -> "Iterator[tuple[Job, int, Tensor]]":
@@ -286,17 +278,6 @@ def _save(job: Job, index: int, picture: "Tensor", settings: dict[str, Any], mod
         "decode": settings,
     }
     width, height = job.header.settings["requested"]
-    sized = cut if model.get_family().margins else fit
-    levels = to_levels(sized(picture[None].float(), width, height))[0]
+    resize = cut if model.get_family().margins else fit
+    levels = to_levels(resize(picture[None].float(), width, height))[0]
     png.save(job.paths[index], levels, record)
-
-
-def _within(on_progress: OnProgress, before: int, batch: int, pictures: int) -> OnWork:
-    """Progress inside of a batch, in hundredths of a picture; whole pictures are told elsewhere."""
-
-    def on_work(done: int, total: int) -> None:
-        if done < total:
-            hundredths = 100 * before + 100 * batch * done // total
-            on_progress(Progress("decode", "decoding", hundredths, 100 * pictures))
-
-    return on_work

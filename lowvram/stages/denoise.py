@@ -26,6 +26,7 @@ from lowvram.stages.result import (
     StageResults,
     report_stage,
     shared_settings,
+    sized,
     unheard,
 )
 from lowvram.stages.sampling import Callback, Network, denoise_all, every
@@ -127,9 +128,8 @@ def denoise_each(
             artifacts.write(Path(job.task.output), header, {"latents": _joined(pictures)})
             checkpoints_of(job, maker).remove()
             settings.append(header.settings)
-            width, height = job.task.requested
-            made = [{**item, "width": width, "height": height} for item in job.items]
-            outcomes.settle(job.index, Made([Path(job.task.output)], made))
+            made = Made([Path(job.task.output)], sized(job.items, job.task.requested))
+            outcomes.settle(job.index, made)
 
         used = use(
             component.class_name,

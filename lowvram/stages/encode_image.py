@@ -22,7 +22,7 @@ from lowvram.memory.meter import Meter
 from lowvram.pixels.fit import widen
 from lowvram.pixels.picture import pixels_of, read_picture
 from lowvram.pixels.strategy import OnWork, Pixels
-from lowvram.progress import OnProgress, Progress, ignore
+from lowvram.progress import OnProgress, Progress, ignore, within
 from lowvram.repository import Model
 from lowvram.request.encode_image import EncodeImageTask
 from lowvram.stages.result import (
@@ -33,6 +33,7 @@ from lowvram.stages.result import (
     StageResults,
     report_stage,
     shared_settings,
+    sized,
     unheard,
 )
 from lowvram.weights.whole import Whole
@@ -211,7 +212,7 @@ def _encode_each(
                 vae,
                 pixels,
                 device,
-                lambda number: _within(on_progress, number, total),
+                lambda number: within(on_progress, STAGE, "encoding", number, 1, total),
                 on_picture,
                 done,
             )
@@ -223,9 +224,7 @@ def _encode_each(
             )
             with untracked():
                 artifacts.write(Path(task.output), header, {"latents": latents})
-            width, height = task.requested
-            made = [{**item, "width": width, "height": height} for item in items]
-            outcomes.settle(index, Made([Path(task.output)], made))
+            outcomes.settle(index, Made([Path(task.output)], sized(items, task.requested)))
 
 
 def _encode_all(
@@ -308,14 +307,3 @@ def _record(data: bytes, size: tuple[int, int], sample_seed: int | None) -> dict
         "picture_sha256": hashlib.sha256(data).hexdigest(),
         "picture_size": list(size),
     }
-
-
-def _within(on_progress: OnProgress, before: int, pictures: int) -> OnWork:
-    """Progress inside of a picture, in hundredths."""
-
-    def on_work(done: int, total: int) -> None:
-        if done < total:
-            hundredths = 100 * before + 100 * done // total
-            on_progress(Progress(STAGE, "encoding", hundredths, 100 * pictures))
-
-    return on_work

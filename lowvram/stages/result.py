@@ -122,6 +122,12 @@ def in_batches(items: Iterable[T], size: int) -> Iterator[Sequence[T]]:
         yield batch
 
 
+def sized(items: Iterable[Mapping[str, Any]], size: Iterable[int]) -> list[dict[str, Any]]:
+    """The records of pictures with their width and height in px."""
+    width, height = size
+    return [{**item, "width": width, "height": height} for item in items]
+
+
 def shared_settings(each: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The settings of a report: of many tasks those that are alike, and the names of the others."""
     first = each[0]
