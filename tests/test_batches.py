@@ -212,10 +212,10 @@ def test_an_interruption_keeps_what_is_done(
 ) -> None:
     real = sampling._denoise_batch
 
-    def stops(group: Any, network: Any, scheduler: Any, starts: Any, on_step: Any) -> Any:
+    def stops(group: Any, network: Any, scheduler: Any, starts: Any, *others: Any) -> Any:
         if starts[0].seed == 2:
             raise KeyboardInterrupt
-        return real(group, network, scheduler, starts, on_step)
+        return real(group, network, scheduler, starts, *others)
 
     monkeypatch.setattr(sampling, "_denoise_batch", stops)
     rows: list[Any] = [{"prompt": "a red circle", "seed": seed} for seed in (1, 2, 3)]
@@ -325,6 +325,17 @@ def test_a_list_that_makes_no_sense(
     assert "exclude each other" in capsys.readouterr().err
     assert cli.exit_code(["run"]) == 2
     assert "--prompts" in capsys.readouterr().err
+
+
+def test_a_list_is_not_refined_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("list.jsonl").write_text('{"prompt": "a cat"}')
+    assert cli.exit_code(["run", "--prompts", "list.jsonl", "-m", "demo", "--refine"]) == 2
+    assert "refine a list's pictures afterwards" in capsys.readouterr().err
+    made = lowvram.run_many([{"prompt": "a cat", "refine": True}], "demo", tmp_path / "pictures")
+    assert "refine is one for the whole list" in str(made.failed[0].error)
 
 
 def commands_of(page: str) -> list[str]:

@@ -85,6 +85,9 @@ OF_THE_LIST = (
     "in_process",
     "as_json",
     "prompts_file",
+    "refine",
+    "refine_strength",
+    "refiner",
 )
 
 # What `run` takes beside its options: what it makes, of which model, and how it is told.
