@@ -15,8 +15,8 @@ from lowvram.cli import caches, compare, models, pictures, plans, refine, run, s
 
 app = typer.Typer(
     name="lowvram",
-    help="Pictures from diffusion transformers on small graphics cards, in three stages that run "
-    "alone: encode, denoise, decode.",
+    help="Pictures from diffusion transformers on small graphics cards, in stages that run alone: "
+    "encode, denoise, decode, and before or after them encode-image and refine.",
     epilog='Try: lowvram run "a large blue star on a yellow background" -m demo',
     no_args_is_help=True,
     add_completion=False,
@@ -25,16 +25,16 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for command in (
+    run.run,
+    plans.plan,
+    refine.refine,
+    compare.compare,
     stages.encode,
     pictures.encode_image,
     pictures.interpolate,
     stages.denoise,
     stages.decode,
-    run.run,
-    plans.plan,
     models.models,
-    compare.compare,
-    refine.refine,
     tools.prepare,
     tools.report,
     tools.doctor,

@@ -197,7 +197,9 @@ Karras = Annotated[
 ]
 Latents = Annotated[
     Path | None,
-    typer.Option("--latents", help="Safetensors file with `latents` to start from."),
+    typer.Option(
+        "--latents", help="Safetensors file with `latents`: the noise, instead of drawing it."
+    ),
 ]
 Start = Annotated[
     Path | None,
