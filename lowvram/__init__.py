@@ -1,4 +1,4 @@
-"""Pictures from diffusion transformers on small graphics cards, in three stages that run alone."""
+"""Pictures from diffusion transformers on small graphics cards, in stages that run alone."""
 
 from lowvram.api import decode, denoise, encode, encode_image, interpolate
 from lowvram.batch import BatchResult, Row, RowResult, run_many

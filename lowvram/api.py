@@ -1,7 +1,8 @@
-"""The three stages as Python functions, run in the calling process.
+"""The stages as Python functions, run in the calling process.
 
 They take what the command line takes and return what it prints: the files made, a record for each
-prompt or picture, and the report of memory and time. `run` (in run.py) does all three.
+prompt or picture, and the report of memory and time. `run` (in run.py) does encode, denoise and
+decode in order; `refine` is in refining.py.
 """
 
 import logging

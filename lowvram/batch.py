@@ -38,6 +38,9 @@ SHARED = (
     "cache",
     "vram",
     "stage_budget",
+    "refine",
+    "refine_strength",
+    "refiner",
 )
 # A row that says one of these takes none of the others from what is the same for all.
 STEPS = ("steps", "timesteps", "sigmas")

@@ -26,3 +26,21 @@ OnProgress = Callable[[Progress], None]
 
 def ignore(progress: Progress) -> None:
     """No one is looking."""
+
+
+def within(
+    on_progress: OnProgress, stage: str, doing: str, before: int, batch: int, pictures: int
+) -> Callable[[int, int], None]:
+    """Progress inside of a batch, in hundredths of a picture; whole pictures are told elsewhere.
+
+    Args:
+        before: pictures that are done.
+        batch, pictures: how many there are in the batch, and in all.
+    """
+
+    def on_work(done: int, total: int) -> None:
+        if done < total:
+            hundredths = 100 * before + 100 * batch * done // total
+            on_progress(Progress(stage, doing, hundredths, 100 * pictures))
+
+    return on_work

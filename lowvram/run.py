@@ -1,4 +1,4 @@
-"""A prompt becomes a picture: the three stages in order, each in a process of its own.
+"""A prompt becomes a picture: the stages in order, each in a process of its own.
 
 What can be refused is refused before anything is loaded. Each stage's file is kept, so
 that what failed can be done again from there. Imports no torch.
@@ -102,7 +102,7 @@ def run(
         in_process: run all stages in this process, with the same release and check between them.
         callback: called with step, timestep and latents after every `callback_steps`th step of
             denoising; with `in_process` only, for latents do not travel between processes.
-        options: those of the three stages; see `request.run.RunOptions`.
+        options: those of all stages; see `request.run.RunOptions`.
 
     Raises:
         LowvramError: see errors.py. What earlier stages made is kept, and the message names it.

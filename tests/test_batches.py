@@ -14,9 +14,10 @@ from test_plan import pixels, runs_out
 
 import lowvram
 from lowvram import batch, cli, component, errors
-from lowvram.cli import stages as commands
+from lowvram.cli import run as commands
 from lowvram.cli.rows import fields_of, read_lines, to_listed
 from lowvram.pixels.whole import WholeDecode
+from lowvram.request.run import RunOptions
 from lowvram.stages import encode as encode_stage
 from lowvram.stages import sampling
 
@@ -134,8 +135,8 @@ def test_nan_in_one_picture_loses_no_other(
 ) -> None:
     real = sampling._denoise_batch
 
-    def poisoned(group: Any, network: Any, scheduler: Any, starts: Any, on_step: Any) -> Any:
-        latents = real(group, network, scheduler, starts, on_step)
+    def poisoned(group: Any, network: Any, scheduler: Any, starts: Any, *others: Any) -> Any:
+        latents = real(group, network, scheduler, starts, *others)
         for index, start in enumerate(starts):
             latents[index] *= float("nan") if start.seed == 2 else 1
         return latents
@@ -211,10 +212,10 @@ def test_an_interruption_keeps_what_is_done(
 ) -> None:
     real = sampling._denoise_batch
 
-    def stops(group: Any, network: Any, scheduler: Any, starts: Any, on_step: Any) -> Any:
+    def stops(group: Any, network: Any, scheduler: Any, starts: Any, *others: Any) -> Any:
         if starts[0].seed == 2:
             raise KeyboardInterrupt
-        return real(group, network, scheduler, starts, on_step)
+        return real(group, network, scheduler, starts, *others)
 
     monkeypatch.setattr(sampling, "_denoise_batch", stops)
     rows: list[Any] = [{"prompt": "a red circle", "seed": seed} for seed in (1, 2, 3)]
@@ -235,7 +236,7 @@ JSONL = (
 
 def listed(text: str, name: str, monkeypatch: pytest.MonkeyPatch) -> list[batch.Listed]:
     """The rows of a text on standard input, or in a file of that name."""
-    known = fields_of(commands.run, commands._OF_THE_LIST)
+    known = fields_of(commands.run, commands.OF_THE_LIST)
     if name == "-":
         data = io.BytesIO(text.encode())
         monkeypatch.setattr("sys.stdin", type("Stdin", (), {"buffer": data})())
@@ -326,6 +327,17 @@ def test_a_list_that_makes_no_sense(
     assert "--prompts" in capsys.readouterr().err
 
 
+def test_a_list_is_not_refined_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("list.jsonl").write_text('{"prompt": "a cat"}')
+    assert cli.exit_code(["run", "--prompts", "list.jsonl", "-m", "demo", "--refine"]) == 2
+    assert "refine a list's pictures afterwards" in capsys.readouterr().err
+    made = lowvram.run_many([{"prompt": "a cat", "refine": True}], "demo", tmp_path / "pictures")
+    assert "refine is one for the whole list" in str(made.failed[0].error)
+
+
 def commands_of(page: str) -> list[str]:
     """The commands in a page's blocks of shell."""
     text = (Path(__file__).parents[1] / "docs" / page).read_text(encoding="utf-8")
@@ -377,25 +389,19 @@ def test_the_page_about_lists(
 def test_a_list_takes_what_a_run_takes() -> None:
     """Of the command line a row may say it or the list does; from Python both know the same."""
     parameters = set(inspect.signature(commands.run).parameters)
-    known = fields_of(commands.run, commands._OF_THE_LIST)
+    known = fields_of(commands.run, commands.OF_THE_LIST)
     rows = {field.parameter for field in known.values()}
-    assert rows | set(commands._OF_THE_LIST) | {"prompts"} == parameters
-    # What a row says must be read on the way to the options of a run.
-    read: set[str] = set()
-
-    class Given(dict[str, Any]):
-        def __getitem__(self, name: str) -> Any:
-            read.add(name)
-            return super().__getitem__(name)
-
-    commands.for_run(
-        Given((n, p.default) for n, p in inspect.signature(commands.run).parameters.items())
-    )
-    assert rows <= read
+    assert rows | set(commands.OF_THE_LIST) | {"prompts"} == parameters
+    # What a row says must reach the options of a run.
+    parameters_of_run = inspect.signature(commands.run).parameters
+    options = commands.for_run({name: p.default for name, p in parameters_of_run.items()})
+    assert set(options) <= set(RunOptions.__annotations__)
+    assert len(options) == len(parameters - set(commands._BESIDE) - {"karras"})
     one, many = (
         list(inspect.signature(each).parameters)[1:] for each in (lowvram.run, lowvram.run_many)
     )
-    assert one == many
+    of_one = ("callback", "callback_steps")  # sees the latents of a single run
+    assert [name for name in one if name not in of_one] == many
 
 
 def test_names_are_stable_and_a_folder_is_new(

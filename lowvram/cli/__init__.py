@@ -11,12 +11,12 @@ from io import TextIOWrapper
 import typer
 
 from lowvram import errors
-from lowvram.cli import caches, compare, models, pictures, refine, stages, tools
+from lowvram.cli import caches, compare, models, pictures, plans, refine, run, stages, tools
 
 app = typer.Typer(
     name="lowvram",
-    help="Pictures from diffusion transformers on small graphics cards, in three stages that run "
-    "alone: encode, denoise, decode.",
+    help="Pictures from diffusion transformers on small graphics cards, in stages that run alone: "
+    "encode, denoise, decode, and before or after them encode-image and refine.",
     epilog='Try: lowvram run "a large blue star on a yellow background" -m demo',
     no_args_is_help=True,
     add_completion=False,
@@ -25,16 +25,16 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for command in (
+    run.run,
+    plans.plan,
+    refine.refine,
+    compare.compare,
     stages.encode,
     pictures.encode_image,
     pictures.interpolate,
     stages.denoise,
     stages.decode,
-    stages.run,
-    stages.plan,
     models.models,
-    compare.compare,
-    refine.refine,
     tools.prepare,
     tools.report,
     tools.doctor,

@@ -6,9 +6,10 @@ from typing import Annotated, Any
 
 import typer
 
-from lowvram.cli.options import AsJson, InProcess, parse_list
+from lowvram.cli.options import AsJson, InProcess
 from lowvram.cli.output import print_json, showing_progress
-from lowvram.cli.stages import for_run, run
+from lowvram.cli.run import for_run, run
+from lowvram.cli.words import parse_list
 from lowvram.compare.variants import AXES
 
 # What is varied instead of set once; the others of `run` are about its output.

@@ -1,21 +1,16 @@
-"""The command line's options, each declared once, and how their text is read."""
+"""The command line's options, each declared once. How their text is read is in words.py."""
 
-import re
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 import typer
 
-from lowvram.errors import RequestError
-from lowvram.families.family import Size
 from lowvram.prepared import WEIGHTS as PREPARED_WEIGHTS
 from lowvram.request.decode import DECODES
-from lowvram.request.denoise import MAX_IMAGES, TRANSFORMER_WEIGHTS
+from lowvram.request.denoise import TRANSFORMER_WEIGHTS
 from lowvram.request.encode import DTYPES, PADDINGS, WEIGHTS
 from lowvram.request.schedulers import SIGMA_SPACINGS, SPACINGS
 from lowvram.request.start import DEFAULT_STRENGTH
-
-Number = TypeVar("Number", int, float)
 
 Prompts = Annotated[
     list[str], typer.Argument(metavar="PROMPT…", help="What the pictures shall show.")
@@ -202,7 +197,9 @@ Karras = Annotated[
 ]
 Latents = Annotated[
     Path | None,
-    typer.Option("--latents", help="Safetensors file with `latents` to start from."),
+    typer.Option(
+        "--latents", help="Safetensors file with `latents`: the noise, instead of drawing it."
+    ),
 ]
 Start = Annotated[
     Path | None,
@@ -273,74 +270,3 @@ InProcess = Annotated[
     bool, typer.Option("--in-process", help="All stages in one process, for debugging.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, nothing else.")]
-
-
-def parse_size(text: str | None) -> Size | None:
-    """Width and height from "WxH" in px; None stays None.
-
-    Raises:
-        RequestError: not of that form.
-    """
-    if text is None:
-        return None
-    match = re.fullmatch(r"\s*(\d{1,6})\s*[xX×]\s*(\d{1,6})\s*", text)
-    if match is None:
-        raise RequestError(f"size {text!r} is not WIDTHxHEIGHT: for example 1024x768")
-    return Size(int(match[1]), int(match[2]))
-
-
-def parse_seeds(text: str) -> int | list[int]:
-    """A seed, or a list with ranges: "7", "1,2,5", "3-6".
-
-    Raises:
-        RequestError: not of that form, or more than `MAX_IMAGES`.
-    """
-    seeds: list[int] = []
-    for part in text.split(","):
-        match = re.fullmatch(r"\s*(\d{1,19})(?:\s*-\s*(\d{1,19}))?\s*", part)
-        first = int(match[1]) if match else 0
-        last = int(match[2] or match[1]) if match else -1
-        if last < first or last - first >= MAX_IMAGES:
-            raise RequestError(f"seed {text!r} is not a number, list or range: 7, 1,2,5 or 3-6")
-        seeds += range(first, last + 1)
-    return seeds[0] if len(seeds) == 1 else seeds
-
-
-def parse_sigma_spacing(text: str, karras: bool | None) -> str:
-    """The spacing of noise levels from its two options.
-
-    Raises:
-        RequestError: both are given.
-    """
-    if karras is None:
-        return text
-    if text:
-        raise RequestError("--karras is short for --sigma-spacing karras: give one of them")
-    return "karras" if karras else "plain"
-
-
-def parse_numbers(option: str, text: str | None, kind: type[Number]) -> list[Number] | None:
-    """Comma-separated numbers of a kind, int or float; None stays None.
-
-    Raises:
-        RequestError: something in it is no such number.
-    """
-    if text is None:
-        return None
-    try:
-        return [kind(part) for part in text.split(",")]
-    except ValueError:
-        what = "whole numbers" if kind is int else "numbers"
-        raise RequestError(f"{option} {text!r} is not a list of {what}: 999,750,500") from None
-
-
-def parse_list(option: str, text: str | None) -> list[str]:
-    """Comma-separated words; none for None.
-
-    Raises:
-        RequestError: there is nothing between two commas.
-    """
-    words = [] if text is None else [part.strip() for part in text.split(",")]
-    if not all(words):
-        raise RequestError(f"{option} {text!r} is not a list: whole,8bit")
-    return words

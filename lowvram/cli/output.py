@@ -8,7 +8,9 @@ from lowvram.artifacts import SUFFIXES
 from lowvram.memory.report_files import to_text
 
 if TYPE_CHECKING:
+    from lowvram.batch import BatchResult
     from lowvram.progress import OnProgress
+    from lowvram.run import RunResult
     from lowvram.stages.result import StageResult
 
 
@@ -44,6 +46,15 @@ def print_stage(result: "StageResult", as_json: bool, files: list[dict[str, Any]
     for path in result.paths:
         print(path)
     print(f"\n{table([report])}")
+
+
+def print_run(result: "RunResult | BatchResult", as_json: bool) -> None:
+    """What a run has made: its pictures and the table, or the JSON document."""
+    if as_json:
+        return print_json(result.to_json())
+    for image in result.images:
+        print(image.path)
+    print(f"\n{result.table()}")
 
 
 def print_json(document: dict[str, Any]) -> None:

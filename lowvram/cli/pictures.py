@@ -17,11 +17,9 @@ from lowvram.cli.options import (
     SampleSeed,
     StageBudget,
     Vram,
-    parse_numbers,
-    parse_size,
 )
 from lowvram.cli.output import print_json, print_stage, showing_progress
-from lowvram.memory.budget import parse_bytes
+from lowvram.cli.words import parse_numbers, to_options
 from lowvram.repository import DEFAULT_MODEL
 from lowvram.request.encode_image import ENCODES
 
@@ -55,25 +53,13 @@ def encode_image(
     Without --size the picture gets the model's own size with its aspect ratio. What does not have
     the model's aspect ratio is cut at its edges, and never distorted.
     """
+    options = to_options(locals(), but=("images", "model", "output", "as_json"))
     from lowvram import api
 
     output = output or images[0].with_suffix(".latents.safetensors")
     with showing_progress() as on_progress:
         result = api.encode_image(
-            images,
-            model,
-            output=output,
-            size=parse_size(size),
-            binning=binning,
-            sample_seed=sample_seed,
-            encode=encode,
-            dtype=dtype,
-            device=device,
-            vram=parse_bytes("--vram", vram),
-            stage_budget=parse_bytes("--stage-budget", stage_budget),
-            revision=revision,
-            step_down=True,
-            on_progress=on_progress,
+            images, model, output=output, step_down=True, on_progress=on_progress, **options
         )
     files = {"path": None, "embeds": None, "latents": str(output)}
     print_stage(result, as_json, [files for _ in result.items])

@@ -1,12 +1,23 @@
-"""A plan as a table for people, and as a document for programs."""
+"""The command that foretells a run: a table for people, a document for programs."""
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from tempfile import gettempdir
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lowvram.cli.options import AsJson
+from lowvram.cli.output import print_json
+from lowvram.cli.run import for_run, run
+from lowvram.errors import RequestError
 
 if TYPE_CHECKING:
     from lowvram.stages.plan import Row
 
+_NOT_OF_PLAN = ("output", "in_process", "as_json", "prompts_file")
 _COLUMNS = (
     ("allocated", "peak_allocated_bytes"),
     ("reserved", "peak_reserved_bytes"),
@@ -14,6 +25,53 @@ _COLUMNS = (
     ("RAM", "peak_rss_bytes"),
     ("read", "disk_read_bytes"),
 )
+
+
+def plan(every: bool, as_json: bool, device: str, **arguments: Any) -> None:
+    """What each stage of a run would hold, read and take, before anything is downloaded or loaded.
+
+    \b
+    lowvram plan "a cactus with a happy face" --vram 4GiB
+    lowvram plan "a cactus with a happy face" --size 2048x2048 -m pixart-sigma-2k --vram 2GiB --all
+
+    From the configuration files alone. Takes the arguments of run; with --vram for a CUDA card of
+    that budget, whether there is one here or not, unless --device says otherwise.
+    """
+    from lowvram.request.run import resolve_image, resolve_run
+    from lowvram.swaps import resolve_with
+    from lowvram.terminal import quiet_environment
+
+    quiet_environment()
+    named = (arguments.pop("model"), arguments.pop("revision"))
+    others = {role: arguments.pop(role) for role in ("transformer", "vae", "text_encoder")}
+    model = resolve_with(*named, **others)
+    prompts = arguments.pop("prompts")
+    if not prompts:
+        raise RequestError("say what the picture shall show")
+    nowhere = Path(gettempdir(), "x.png")  # nothing is written, and this can be everywhere
+    options: Any = for_run({**arguments, "device": device})
+    tasks = resolve_run(prompts, model, nowhere, **options)
+    image = resolve_image(model, nowhere, options)
+    from lowvram.stages import plan as planning  # imports torch
+
+    if tasks[1].asks_the_scheduler:
+        from lowvram.stages.denoise import check_each
+
+        refused: list[Any] = []  # here as it would be in the run
+        check_each([tasks[1]], lambda _, outcome: refused.append(outcome))
+        if refused:
+            raise refused[0]
+    there = planning.device_to_plan_for(device, tasks[0].vram)
+    rows = planning.plan(*tasks, there, every, image)
+    if arguments["refine"]:
+        from lowvram.request.refine import refining_of_run
+
+        after = refining_of_run(tasks, nowhere, arguments["refine_strength"], arguments["refiner"])
+        rows += planning.plan_refining(after, there, every)
+    if as_json:
+        print_json(as_document(rows, str(there)))
+    else:
+        print(as_table(rows, str(there)))
 
 
 def as_table(rows: "Sequence[Row]", device: str) -> str:
@@ -57,3 +115,22 @@ def _gb(size: int | None) -> str:
 
 def _time(seconds: float) -> str:
     return f"{seconds:.1f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+
+
+def _signature() -> inspect.Signature:
+    """The arguments of `run`, without those about its output, and two of its own."""
+    shared = inspect.signature(run).parameters
+    own = {
+        "every": Annotated[bool, typer.Option("--all", help="Every way, also what does not fit.")],
+        "as_json": AsJson,
+    }
+    kept = [p for name, p in shared.items() if name not in _NOT_OF_PLAN]
+    kept += [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=kind)
+        for name, kind in own.items()
+    ]
+    return inspect.Signature(kept)
+
+
+plan.__signature__ = _signature()  # type: ignore[attr-defined]
+plan.__annotations__ = {p.name: p.annotation for p in _signature().parameters.values()}

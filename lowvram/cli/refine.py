@@ -13,6 +13,7 @@ from lowvram.cli.options import (
     Device,
     Dtype,
     Guidance,
+    InProcess,
     Negative,
     RefineStrength,
     Revision,
@@ -20,11 +21,9 @@ from lowvram.cli.options import (
     StageBudget,
     Steps,
     Vram,
-    parse_numbers,
-    parse_seeds,
 )
-from lowvram.cli.output import print_json, showing_progress
-from lowvram.memory.budget import parse_bytes
+from lowvram.cli.output import print_run, showing_progress
+from lowvram.cli.words import to_options
 from lowvram.request.denoise import TRANSFORMER_WEIGHTS
 from lowvram.request.encode import WEIGHTS
 from lowvram.request.encode_image import ENCODES
@@ -68,9 +67,7 @@ def refine(
     device: Device = "auto",
     batch_size: BatchSize = 1,
     revision: Revision = None,
-    in_process: Annotated[
-        bool, typer.Option("--in-process", help="All stages in one process, for debugging.")
-    ] = False,
+    in_process: InProcess = False,
     as_json: AsJson = False,
 ) -> None:
     """Add fine detail to a picture, of any origin; it keeps its size.
@@ -80,36 +77,9 @@ def refine(
 
     Text encoder, VAE, UNet and VAE again, each in a process of its own.
     """
+    options = to_options(locals(), but=("picture", "prompt", "model", "output", "as_json"))
     from lowvram.refining import refine as refine_stages
 
     with showing_progress(loads_here=in_process) as on_progress:
-        result = refine_stages(
-            picture,
-            prompt,
-            model,
-            output,
-            negative_prompt=negative,
-            seed=parse_seeds(seed),
-            strength=strength,
-            steps=steps,
-            guidance_scale=guidance,
-            aesthetic_scores=parse_numbers("--aesthetic", aesthetic, float),
-            encoder_weights=encoder_weights,
-            transformer_weights=unet_weights,
-            encode=encode,
-            decode=pixels,
-            dtype=dtype,
-            device=device,
-            batch_size=batch_size,
-            vram=parse_bytes("--vram", vram),
-            stage_budget=parse_bytes("--stage-budget", stage_budget),
-            revision=revision,
-            in_process=in_process,
-            on_progress=on_progress,
-        )
-    if as_json:
-        print_json(result.to_json())
-    else:
-        for image in result.images:
-            print(image.path)
-        print(f"\n{result.table()}")
+        result = refine_stages(picture, prompt, model, output, on_progress=on_progress, **options)
+    print_run(result, as_json)

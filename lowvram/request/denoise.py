@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from operator import index
 from pathlib import Path
 from typing import Any, TypedDict
@@ -14,7 +13,7 @@ from lowvram.repository import Model
 from lowvram.request.between import check_between
 from lowvram.request.checks import artifact, budget, in_range, one_of
 from lowvram.request.encode import DTYPES
-from lowvram.request.schedulers import SIGMA_SPACINGS, SPACINGS, scheduler_name
+from lowvram.request.schedulers import SIGMA_SPACINGS, SPACINGS, check_steps, scheduler_name
 from lowvram.request.start import (
     SavedLatents,
     check_pictures,
@@ -198,26 +197,7 @@ def resolve_denoise(
     seeds, images = _seeds(first, images_per_prompt, prompts)
     if model.timesteps and steps is None and timesteps is None and sigmas is None:
         timesteps = model.timesteps
-    if (timesteps and sigmas) or (steps is not None and (timesteps or sigmas)):
-        raise RequestError("--steps, --timesteps and --sigmas exclude each other: give one")
-    for option, values in (("timesteps", timesteps), ("sigmas", sigmas)):
-        if values is not None and len(values) == 0:
-            raise RequestError(f"{option} are empty: name some, or leave them out")
-    if timesteps and list(timesteps) != sorted(set(timesteps), reverse=True):
-        raise RequestError(f"timesteps must descend without repeats: {list(timesteps)}")
-    if timesteps and not 0 <= min(timesteps) <= max(timesteps) < 1000:
-        raise RequestError(f"timesteps must lie between 999 and 0: {list(timesteps)}")
-    if sigmas and not all(0 <= low < high < 1e6 for high, low in pairwise((1e5, *sigmas))):
-        raise RequestError(f"sigmas must be positive and descend: {list(sigmas)}")
-    if not 0 <= eta <= 1:
-        raise RequestError(f"--eta {eta} is out of range: 0 to 1")
-    if (timesteps or sigmas) and (spacing or sigma_spacing not in ("", "plain")):
-        raise RequestError(
-            f"--spacing and --sigma-spacing place steps by their number, and "
-            f"{'--timesteps' if timesteps else '--sigmas'} gives each: leave one of them out"
-        )
-    configs = {role: model.config(role) for role in ("transformer", "vae", "scheduler")}
-    asked = size if size is None or isinstance(size, Size) else Size(*size)
+    check_steps(steps, timesteps, sigmas, eta, spacing, sigma_spacing)
     family = model.get_family()
     if start is None and family.needs_start:
         raise RequestError(
@@ -225,17 +205,7 @@ def resolve_denoise(
             f"-m {model.name}, or denoise with --start"
         )
     begun = read_start(start, model) if isinstance(start, str | Path) else start
-    try:
-        if begun is not None and asked is None:
-            requested, rendered = begun.requested, begun.rendered
-            model.get_family().render_size(configs, rendered, False)  # whether it can do that
-        else:
-            requested, rendered = model.get_family().render_size(configs, asked, binning)
-        note = model.get_family().size_note(configs, requested, rendered)
-    except (KeyError, TypeError) as error:
-        raise ModelError(f"{model.name} has a configuration that lacks {error}") from None
-    if note:
-        log.warning("%s", note)
+    requested, rendered = _sizes(model, size, binning, begun)
     number = in_range("--steps", model.steps if steps is None else steps, 1, 1000)
     if begun is not None:
         check_rendered(begun, rendered, requested)
@@ -284,6 +254,31 @@ def resolve_denoise(
         stage_budget=budget("--stage-budget", stage_budget),
         steps_down=0,
     )
+
+
+def _sizes(
+    model: Model, size: Size | tuple[int, int] | None, binning: bool, begun: SavedLatents | None
+) -> tuple[Size, Size]:
+    """What is asked for, and what is computed for it.
+
+    Args:
+        begun: what is started from, which gives the size where `size` does not.
+    """
+    configs = {role: model.config(role) for role in ("transformer", "vae", "scheduler")}
+    family = model.get_family()
+    asked = size if size is None or isinstance(size, Size) else Size(*size)
+    try:
+        if begun is not None and asked is None:
+            requested, rendered = begun.requested, begun.rendered
+            family.render_size(configs, rendered, False)  # whether it can do that
+        else:
+            requested, rendered = family.render_size(configs, asked, binning)
+        note = family.size_note(configs, requested, rendered)
+    except (KeyError, TypeError) as error:
+        raise ModelError(f"{model.name} has a configuration that lacks {error}") from None
+    if note:
+        log.warning("%s", note)
+    return requested, rendered
 
 
 def _aesthetic_scores(given: Sequence[float] | None, family: Family) -> tuple[float, ...]:

@@ -1,4 +1,4 @@
-"""What was asked of a run: of all three stages at once."""
+"""What was asked of a run: of all its stages at once."""
 
 import logging
 import re
@@ -30,7 +30,8 @@ log = logging.getLogger(__name__)
 class RunOptions(TypedDict, total=False):
     """What may be asked for; see `resolve_encode`, `resolve_denoise` and `resolve_decode`.
 
-    Two of them go by another name here: `weights` of encode and of denoise.
+    Two of them go by another name here: `weights` of encode and of denoise. For what stands before
+    and after, see `resolve_image` and `request.refine`.
     """
 
     encoder_weights: str
@@ -63,11 +64,11 @@ class RunOptions(TypedDict, total=False):
     strength: float | None
     towards: int | None
     at: Sequence[float] | None
+    checkpoint_every: int
+    preview: int
     # of encode-image, which comes first where there is an image; `decode` is of it, too
     image: str | Path | None
     sample_seed: int | Sequence[int] | None
-    checkpoint_every: int
-    preview: int
     # of decode
     decode: str
     # of the refiner that follows, if one does

@@ -5,8 +5,9 @@ of them a model's own configuration can become, and what each takes, is found ou
 (`stages/schedule.py`, `stages/scheduler_kinds.py`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from lowvram.errors import RequestError
@@ -137,3 +138,36 @@ def named(name: str) -> Named:
 
 def _plain(text: str) -> str:
     return text.strip().lower().replace(" ", "").replace("-", "").replace("_", "")
+
+
+def check_steps(
+    steps: int | None,
+    timesteps: Sequence[int] | None,
+    sigmas: Sequence[float] | None,
+    eta: float,
+    spacing: str,
+    sigma_spacing: str,
+) -> None:
+    """Whether what is said of the steps makes sense, whatever the scheduler.
+
+    Raises:
+        RequestError: names the value and the way out.
+    """
+    if (timesteps and sigmas) or (steps is not None and (timesteps or sigmas)):
+        raise RequestError("--steps, --timesteps and --sigmas exclude each other: give one")
+    for option, values in (("timesteps", timesteps), ("sigmas", sigmas)):
+        if values is not None and len(values) == 0:
+            raise RequestError(f"{option} are empty: name some, or leave them out")
+    if timesteps and list(timesteps) != sorted(set(timesteps), reverse=True):
+        raise RequestError(f"timesteps must descend without repeats: {list(timesteps)}")
+    if timesteps and not 0 <= min(timesteps) <= max(timesteps) < 1000:
+        raise RequestError(f"timesteps must lie between 999 and 0: {list(timesteps)}")
+    if sigmas and not all(0 <= low < high < 1e6 for high, low in pairwise((1e5, *sigmas))):
+        raise RequestError(f"sigmas must be positive and descend: {list(sigmas)}")
+    if not 0 <= eta <= 1:
+        raise RequestError(f"--eta {eta} is out of range: 0 to 1")
+    if (timesteps or sigmas) and (spacing or sigma_spacing not in ("", "plain")):
+        raise RequestError(
+            f"--spacing and --sigma-spacing place steps by their number, and "
+            f"{'--timesteps' if timesteps else '--sigmas'} gives each: leave one of them out"
+        )

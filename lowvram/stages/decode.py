@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 from lowvram import artifacts
 from lowvram.component import use
 from lowvram.devices import choose_device, choose_dtype, dtype_name
-from lowvram.errors import NonFiniteError, RequestError, translated
+from lowvram.errors import NonFiniteError, translated
 from lowvram.memory.budget import untracked
 from lowvram.memory.meter import Meter
 from lowvram.pixels import png
 from lowvram.pixels.fit import cut, fit, to_levels
-from lowvram.pixels.strategy import OnWork, Pixels
-from lowvram.progress import OnProgress, Progress, ignore
+from lowvram.pixels.strategy import Pixels
+from lowvram.progress import OnProgress, Progress, ignore, within
 from lowvram.repository import Model
 from lowvram.request.decode import DecodeTask, picture_paths
 from lowvram.stages.result import (
@@ -28,6 +28,7 @@ from lowvram.stages.result import (
     StageResults,
     in_batches,
     report_stage,
+    sized,
     unheard,
 )
 from lowvram.weights.whole import Whole
@@ -140,8 +141,7 @@ def decode_each(
         reasons,
         used,
         {"model": model.public_record()["name"], **settings},
-        budget_bytes=decision.room.bytes if decision.room.option else None,
-        predicted=decision.predicted,
+        decision,
     )
     return StageResults(outcomes.in_order(), report)
 
@@ -172,41 +172,41 @@ def _decide(
     dtype: "torch.dtype",
     outcomes: Outcomes,
 ) -> "Decision[Pixels] | None":
-    """One way of decoding for all groups; None where none is left.
-
-    The largest is given up, and taken out of `groups`, where no way has room for it.
-    """
-    from lowvram.stages.decision import decide
+    """One way of decoding for all groups; the largest may be given up for it."""
+    from lowvram.stages.decision import decide, decide_for_all
     from lowvram.stages.options.pixels import pixels_options  # imports torch
 
-    while groups:
-        largest = max(groups, key=lambda jobs: prod(_batch_shape(jobs)))
-        task, shape = largest[0].task, _batch_shape(largest)
+    def largest(groups: Sequence[list[Job]]) -> list[Job]:
+        return max(groups, key=lambda jobs: prod(_batch_shape(jobs)))
+
+    def decide_for(groups: Sequence[list[Job]]) -> "Decision[Pixels]":
+        task, shape = largest(groups)[0].task, _batch_shape(largest(groups))
         pictures = sum(job.shape[0] for jobs in groups for job in jobs)
-        batches = -(-pictures // shape[0])
-        try:
-            return decide(
-                "decode",
-                task,
+        return decide(
+            "decode",
+            task,
+            device,
+            dtype_name(dtype),
+            partial(
+                pixels_options,
+                model,
+                task.decode,
+                dtype,
                 device,
-                dtype_name(dtype),
-                partial(
-                    pixels_options,
-                    model,
-                    task.decode,
-                    dtype,
-                    device,
-                    shape=shape,
-                    batches=batches,
-                    folder=Path(task.output).parent,
-                ),
-                _OR_STRIPS if task.decode in ("whole", "blended") else "",
-            )
-        except RequestError as error:
-            groups.remove(largest)
-            for job in largest:
-                outcomes.settle(job.index, RequestError(str(error)))
-    return None
+                shape=shape,
+                batches=-(-pictures // shape[0]),
+                folder=Path(task.output).parent,
+            ),
+            _OR_STRIPS if task.decode in ("whole", "blended") else "",
+        )
+
+    return decide_for_all(
+        groups,
+        decide_for,
+        lambda groups: [largest(groups)],
+        lambda jobs: [job.index for job in jobs],
+        outcomes,
+    )
 
 
 def _decode_all(
@@ -232,27 +232,18 @@ def _decode_all(
             with untracked():
                 latents = torch.cat([each for _, _, each in batch])
             scaled = family.unscale(latents.to(dtype), config)
-            on_work = _within(on_progress, done, len(batch), total)
+            on_work = within(on_progress, "decode", "decoding", done, len(batch), total)
             made = pixels.decode(vae, scaled, device, on_work)
             for (job, index, _), picture in zip(batch, made, strict=True):
                 with outcomes.of(job.index):
                     _save(job, index, picture, settings, model)
                     if index == len(job.paths) - 1:
-                        width, height = job.header.settings["requested"]
-                        items = [
-                            {**item, "width": width, "height": height} for item in job.header.items
-                        ]
-                        outcomes.settle(job.index, Made(job.paths, items))
+                        made_items = sized(job.header.items, job.header.settings["requested"])
+                        outcomes.settle(job.index, Made(job.paths, made_items))
                 done += 1
                 on_picture(f"picture {done}")
                 on_progress(Progress("decode", "decoding", 100 * done, 100 * total))
-            del (
-                made,
-                picture,
-                scaled,
-                latents,
-                batch,
-            )  # or they would lie beside the next batch's work
+            del made, picture, scaled, latents, batch  # no work of the next batch beside them
 
 
 def _pictures(jobs: list[Job], outcomes: Outcomes) -> "Iterator[tuple[Job, int, Tensor]]":
@@ -287,17 +278,6 @@ def _save(job: Job, index: int, picture: "Tensor", settings: dict[str, Any], mod
         "decode": settings,
     }
     width, height = job.header.settings["requested"]
-    sized = cut if model.get_family().margins else fit
-    levels = to_levels(sized(picture[None].float(), width, height))[0]
+    resize = cut if model.get_family().margins else fit
+    levels = to_levels(resize(picture[None].float(), width, height))[0]
     png.save(job.paths[index], levels, record)
-
-
-def _within(on_progress: OnProgress, before: int, batch: int, pictures: int) -> OnWork:
-    """Progress inside of a batch, in hundredths of a picture; whole pictures are told elsewhere."""
-
-    def on_work(done: int, total: int) -> None:
-        if done < total:
-            hundredths = 100 * before + 100 * batch * done // total
-            on_progress(Progress("decode", "decoding", hundredths, 100 * pictures))
-
-    return on_work

@@ -26,6 +26,7 @@ from lowvram.stages.result import (
     StageResults,
     report_stage,
     shared_settings,
+    sized,
     unheard,
 )
 from lowvram.stages.sampling import Callback, Network, denoise_all, every
@@ -127,9 +128,8 @@ def denoise_each(
             artifacts.write(Path(job.task.output), header, {"latents": _joined(pictures)})
             checkpoints_of(job, maker).remove()
             settings.append(header.settings)
-            width, height = job.task.requested
-            made = [{**item, "width": width, "height": height} for item in job.items]
-            outcomes.settle(job.index, Made([Path(job.task.output)], made))
+            made = Made([Path(job.task.output)], sized(job.items, job.task.requested))
+            outcomes.settle(job.index, made)
 
         used = use(
             component.class_name,
@@ -158,8 +158,7 @@ def denoise_each(
         reasons,
         used,
         {"model": model.public_record()["name"], **shared_settings(settings or [{}])},
-        budget_bytes=decision.room.bytes if decision.room.option else None,
-        predicted=decision.predicted,
+        decision,
     )
     return StageResults(outcomes.in_order(), report)
 
@@ -195,37 +194,29 @@ def _decide(
     dtype: "torch.dtype",
     outcomes: Outcomes,
 ) -> "Decision[Placed] | None":
-    """One way of working for all groups; None where none is left.
-
-    Those with the largest batch are given up, and taken out of `groups`, where no way has room
-    for them.
-
-    Those with the largest batch are given up, and taken out of `groups`, where no way has room
-    for them.
-    """
-    from lowvram.stages.decision import decide
+    """One way of working for all groups; those with the largest batch may be given up for it."""
+    from lowvram.stages.decision import decide, decide_for_all
     from lowvram.stages.options.transformer import transformer_options  # imports torch
 
-    while groups:
+    def decide_for(groups: Sequence[Group]) -> "Decision[Placed]":
         task, steps = groups[0].task, most_demanding(groups)
-        try:
-            return decide(
-                "denoise",
-                task,
-                device,
-                dtype_name(dtype),
-                partial(transformer_options, model, task.weights, dtype, device, steps=steps),
-                _OR_STREAM if task.weights == "whole" else "",
-            )
-        except RequestError as error:
-            largest = [
-                each for each in groups if (each.pictures_at_once, *each.shape) == steps.shape
-            ]
-            for group in largest:
-                groups.remove(group)
-                for job in group.jobs:
-                    outcomes.settle(job.index, RequestError(str(error)))
-    return None
+        return decide(
+            "denoise",
+            task,
+            device,
+            dtype_name(dtype),
+            partial(transformer_options, model, task.weights, dtype, device, steps=steps),
+            _OR_STREAM if task.weights == "whole" else "",
+        )
+
+    def largest_of(groups: Sequence[Group]) -> list[Group]:
+        shape = most_demanding(groups).shape
+        return [each for each in groups if (each.pictures_at_once, *each.shape) == shape]
+
+    def tasks_of(group: Group) -> list[int]:
+        return [job.index for job in group.jobs]
+
+    return decide_for_all(groups, decide_for, largest_of, tasks_of, outcomes)
 
 
 def _header(

@@ -140,8 +140,7 @@ def encode_each(
                 dict.fromkeys(text for job in jobs for text in job.task.negative_prompts)
             ),
         },
-        budget_bytes=decision.room.bytes if decision and decision.room.option else None,
-        predicted=decision.predicted if decision else None,
+        decision,
     )
     return StageResults(outcomes.in_order(), report)
 

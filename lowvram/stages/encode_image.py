@@ -22,7 +22,7 @@ from lowvram.memory.meter import Meter
 from lowvram.pixels.fit import widen
 from lowvram.pixels.picture import pixels_of, read_picture
 from lowvram.pixels.strategy import OnWork, Pixels
-from lowvram.progress import OnProgress, Progress, ignore
+from lowvram.progress import OnProgress, Progress, ignore, within
 from lowvram.repository import Model
 from lowvram.request.encode_image import EncodeImageTask
 from lowvram.stages.result import (
@@ -33,6 +33,7 @@ from lowvram.stages.result import (
     StageResults,
     report_stage,
     shared_settings,
+    sized,
     unheard,
 )
 from lowvram.weights.whole import Whole
@@ -118,8 +119,7 @@ def encode_image_each(
             "model": model.public_record()["name"],
             **shared_settings([_settings(each, settings) for each in tasks]),
         },
-        budget_bytes=decision.room.bytes if decision.room.option else None,
-        predicted=decision.predicted,
+        decision,
     )
     return StageResults(outcomes.in_order(), report)
 
@@ -131,39 +131,39 @@ def _decide(
     dtype: "torch.dtype",
     outcomes: Outcomes,
 ) -> "Decision[Pixels] | None":
-    """One way of encoding for all tasks; those of the largest pictures are given up where no way
-    has room for them. None where none is left.
-    """
-    from lowvram.stages.decision import decide
+    """One way of encoding for all tasks; those of the largest pictures may be given up for it."""
+    from lowvram.stages.decision import decide, decide_for_all
     from lowvram.stages.options.pixels import pixels_options  # imports torch
 
-    while left := outcomes.open():
-        largest = max(left, key=lambda index: prod(tasks[index].rendered))
-        task = tasks[largest]
-        try:
-            return decide(
-                STAGE,
-                task,
+    def pixels_of_task(index: int) -> int:
+        return prod(tasks[index].rendered)
+
+    def decide_for(left: Sequence[int]) -> "Decision[Pixels]":
+        task = tasks[max(left, key=pixels_of_task)]
+        return decide(
+            STAGE,
+            task,
+            device,
+            dtype_name(dtype),
+            partial(
+                pixels_options,
+                model,
+                task.encode,
+                dtype,
                 device,
-                dtype_name(dtype),
-                partial(
-                    pixels_options,
-                    model,
-                    task.encode,
-                    dtype,
-                    device,
-                    shape=(1, *image_latent_shape(task, model)),
-                    batches=sum(len(tasks[index].images) for index in left),
-                    folder=Path(task.output).parent,
-                    direction="encode",
-                ),
-                _OR_STRIPS if task.encode == "whole" else "",
-            )
-        except RequestError as error:
-            for index in left:
-                if prod(tasks[index].rendered) == prod(task.rendered):
-                    outcomes.settle(index, RequestError(str(error)))
-    return None
+                shape=(1, *image_latent_shape(task, model)),
+                batches=sum(len(tasks[index].images) for index in left),
+                folder=Path(task.output).parent,
+                direction="encode",
+            ),
+            _OR_STRIPS if task.encode == "whole" else "",
+        )
+
+    def largest_of(left: Sequence[int]) -> list[int]:
+        most = max(map(pixels_of_task, left))
+        return [index for index in left if pixels_of_task(index) == most]
+
+    return decide_for_all(outcomes.open(), decide_for, largest_of, lambda index: [index], outcomes)
 
 
 def _settings(task: EncodeImageTask, shared: Mapping[str, Any]) -> dict[str, Any]:
@@ -212,7 +212,7 @@ def _encode_each(
                 vae,
                 pixels,
                 device,
-                lambda number: _within(on_progress, number, total),
+                lambda number: within(on_progress, STAGE, "encoding", number, 1, total),
                 on_picture,
                 done,
             )
@@ -224,9 +224,7 @@ def _encode_each(
             )
             with untracked():
                 artifacts.write(Path(task.output), header, {"latents": latents})
-            width, height = task.requested
-            made = [{**item, "width": width, "height": height} for item in items]
-            outcomes.settle(index, Made([Path(task.output)], made))
+            outcomes.settle(index, Made([Path(task.output)], sized(items, task.requested)))
 
 
 def _encode_all(
@@ -309,14 +307,3 @@ def _record(data: bytes, size: tuple[int, int], sample_seed: int | None) -> dict
         "picture_sha256": hashlib.sha256(data).hexdigest(),
         "picture_size": list(size),
     }
-
-
-def _within(on_progress: OnProgress, before: int, pictures: int) -> OnWork:
-    """Progress inside of a picture, in hundredths."""
-
-    def on_work(done: int, total: int) -> None:
-        if done < total:
-            hundredths = 100 * before + 100 * done // total
-            on_progress(Progress(STAGE, "encoding", hundredths, 100 * pictures))
-
-    return on_work

@@ -6,11 +6,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from lowvram.component import Used
 from lowvram.errors import LowvramError, MemoryExhaustedError
 from lowvram.memory.meter import Meter, StageReport
+
+if TYPE_CHECKING:
+    from lowvram.stages.decision import Decision
 
 T = TypeVar("T")
 
@@ -119,6 +122,12 @@ def in_batches(items: Iterable[T], size: int) -> Iterator[Sequence[T]]:
         yield batch
 
 
+def sized(items: Iterable[Mapping[str, Any]], size: Iterable[int]) -> list[dict[str, Any]]:
+    """The records of pictures with their width and height in px."""
+    width, height = size
+    return [{**item, "width": width, "height": height} for item in items]
+
+
 def shared_settings(each: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The settings of a report: of many tasks those that are alike, and the names of the others."""
     first = each[0]
@@ -135,16 +144,13 @@ def report_stage(
     reasons: list[str],
     used: Used[Any],
     settings: Mapping[str, Any],
-    *,
-    budget_bytes: int | None = None,
-    predicted: dict[str, Any] | None = None,
+    decision: "Decision[Any] | None" = None,
 ) -> StageReport:
     """The report of a stage whose work is done and whose component is released.
 
     Args:
         settings: every setting that changed a byte, and the model's name.
-        budget_bytes: what the stage was allowed to hold on the device.
-        predicted: numbers foretold, by the names of `StageReport`.
+        decision: what was allowed and foretold; None where nothing was loaded.
     """
     for note in (notes := meter.notes()):
         log.warning("%s: %s", stage, note)
@@ -161,8 +167,8 @@ def report_stage(
         left_allocated_bytes=meter.left_allocated(),
         left_behind=used.left_behind,
         left_tensors=used.left_tensors,
-        budget_bytes=budget_bytes,
-        predicted=predicted,
+        budget_bytes=decision.budget_bytes if decision else None,
+        predicted=decision.predicted if decision else None,
         settings=dict(settings),
         notes=notes,
         **meter.peaks(),  # type: ignore[arg-type]

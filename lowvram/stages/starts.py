@@ -22,9 +22,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-TEXT_TENSORS = ("prompt_embeds", "prompt_attention_mask")  # of each text, by name
-
-
 @dataclass(frozen=True)
 class Start:
     """What one picture starts from."""
