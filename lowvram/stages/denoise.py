@@ -199,9 +199,6 @@ def _decide(
 
     Those with the largest batch are given up, and taken out of `groups`, where no way has room
     for them.
-
-    Those with the largest batch are given up, and taken out of `groups`, where no way has room
-    for them.
     """
     from lowvram.stages.decision import decide
     from lowvram.stages.options.transformer import transformer_options  # imports torch
