@@ -16,6 +16,7 @@ from lowvram.cli.options import (
     Revision,
     SampleSeed,
     StageBudget,
+    Vae,
     Vram,
     parse_numbers,
     parse_size,
@@ -34,6 +35,7 @@ def encode_image(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="x.latents.safetensors")
     ] = None,
+    vae: Vae = None,
     size: PictureSize = None,
     binning: Binning = True,
     sample_seed: SampleSeed = None,
@@ -72,6 +74,7 @@ def encode_image(
             vram=parse_bytes("--vram", vram),
             stage_budget=parse_bytes("--stage-budget", stage_budget),
             revision=revision,
+            vae=vae,
             step_down=True,
             on_progress=on_progress,
         )

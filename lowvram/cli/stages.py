@@ -168,6 +168,7 @@ def denoise(
     ] = None,
     model: FileModel = None,
     transformer: Transformer = None,
+    vae: Vae = None,
     seed: Seed = "0",
     images: Images = None,
     steps: Steps = None,
@@ -211,6 +212,7 @@ def denoise(
             output=output,
             model=model,
             transformer=transformer,
+            vae=vae,
             seed=parse_seeds(seed),
             images_per_prompt=images,
             steps=steps,
@@ -402,6 +404,9 @@ _OF_THE_LIST = (
     "transformer",
     "vae",
     "text_encoder",
+    "refine",
+    "refine_strength",
+    "refiner",
     "in_process",
     "as_json",
     "prompts_file",
@@ -410,7 +415,7 @@ _OF_THE_LIST = (
 
 def _run_list(given: dict[str, Any]) -> None:
     """`run --prompts`: one picture or more for each row."""
-    from lowvram.batch import SHARED, run_listed
+    from lowvram.batch import REFINING, SHARED, run_listed
     from lowvram.cli.rows import fields_of, read_lines, to_listed
 
     if given["prompts"]:
@@ -418,7 +423,7 @@ def _run_list(given: dict[str, Any]) -> None:
     name = given["prompts_file"]
     known = fields_of(run, _OF_THE_LIST)
     listed = [to_listed(line, known, given, for_run) for line in read_lines(name, known)]
-    shared = {k: v for k, v in for_run(given).items() if k in SHARED}
+    shared = {k: v for k, v in for_run(given).items() if k in SHARED + REFINING}
     with showing_progress(loads_here=given["in_process"]) as on_progress:
         result = run_listed(
             listed,
