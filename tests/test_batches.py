@@ -3,11 +3,11 @@
 import inspect
 import io
 import json
-import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pages
 import pytest
 import torch
 from test_plan import pixels, runs_out
@@ -344,19 +344,6 @@ def test_a_list_that_makes_no_sense(
     assert "--prompts" in capsys.readouterr().err
 
 
-def commands_of(page: str) -> list[str]:
-    """The commands in a page's blocks of shell."""
-    text = (Path(__file__).parents[1] / "docs" / page).read_text(encoding="utf-8")
-    blocks = [part.split("```")[0] for part in text.split("```sh\n")[1:]]
-    return [line for block in blocks for line in block.splitlines()]
-
-
-def files_of(page: str) -> dict[str, str]:
-    """The blocks that show a file, by kind."""
-    text = (Path(__file__).parents[1] / "docs" / page).read_text(encoding="utf-8")
-    return {kind: text.split(f"```{kind}\n")[1].split("```")[0] for kind in ("csv", "json")}
-
-
 def test_the_page_about_lists(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -364,10 +351,10 @@ def test_the_page_about_lists(
 ) -> None:
     """Its command with its list, in processes; and a list with a bad row, told as JSON."""
     monkeypatch.chdir(tmp_path)
-    shown = files_of("batches.md")
-    Path("list.csv").write_text(shown["csv"])
-    (command,) = commands_of("batches.md")
-    assert cli.exit_code(shlex.split(command)[1:]) == 0
+    (csv,), (lines,) = (pages.blocks("batches.md", kind) for kind in ("csv", "json"))
+    Path("list.csv").write_text(csv)
+    (command,) = pages.commands("batches.md")
+    assert cli.exit_code(command) == 0
     names = sorted(path.name for path in Path("pictures").glob("*.png"))
     assert names == [
         "001-a-large-blue-star-on-a-yellow-background.png",
@@ -375,7 +362,7 @@ def test_the_page_about_lists(
         "heart.png",
     ]
     capsys.readouterr()
-    Path("list.jsonl").write_text(shown["json"] + '{"prompt": "a cat", "size": "9x9"}\n')
+    Path("list.jsonl").write_text(lines + '{"prompt": "a cat", "size": "9x9"}\n')
     arguments = ["run", "--prompts", "list.jsonl", "-m", "demo", "--steps", "1", "--in-process"]
     assert cli.exit_code([*arguments, "--json"]) == errors.RowsFailedError.exit_code
     out, err = capsys.readouterr()

@@ -4,7 +4,6 @@ import base64
 import json
 import math
 import re
-import shlex
 import sys
 from dataclasses import replace
 from io import BytesIO
@@ -13,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pages import commands
 from PIL import Image
 
 import lowvram
@@ -371,11 +371,9 @@ def test_the_commands_of_the_page_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    page = Path(__file__).resolve().parent.parent / "docs" / "compare.md"
-    blocks = re.findall(r"```sh\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
-    commands = [shlex.split(block.replace("\\\n", " ")) for block in blocks]
-    assert [command[:2] for command in commands] == [["lowvram", "compare"]]
-    code = cli.exit_code([*commands[0][1:], "--in-process", "--steps", "2"])
+    (command,) = commands("compare.md")
+    assert command[0] == "compare"
+    code = cli.exit_code([*command, "--in-process", "--steps", "2"])
     out, err = capsys.readouterr()
     assert (code, "Traceback" in err) == (0, False)
     written = ["sheet.png", "comparison.html", "comparison.json"]

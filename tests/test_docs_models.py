@@ -1,10 +1,9 @@
 """docs/models.md and docs/sizes.md: their commands run, their tables are true."""
 
-import re
-import shlex
 from pathlib import Path
 
 import pytest
+from pages import commands, text_of
 from PIL import Image
 
 from lowvram import cli
@@ -12,19 +11,11 @@ from lowvram.families import all_families
 from lowvram.families.family import Family, Published
 from lowvram.families.pixart import _bins
 
-DOCS = Path(__file__).parent.parent / "docs"
 ENTRIES = [
     (family, name, entry)
     for family in all_families().values()
     for name, entry in family.models.items()
 ]
-
-
-def commands(page: str) -> list[list[str]]:
-    """The command lines of a page, in order, without their comments."""
-    blocks = re.findall(r"```sh\n(.*?)```", (DOCS / page).read_text(encoding="utf-8"), re.S)
-    lines = [line for block in blocks for line in block.splitlines() if line]
-    return [shlex.split(line, comments=True)[1:] for line in lines]
 
 
 @pytest.mark.parametrize("page", ["models.md", "sizes.md"])
@@ -49,7 +40,7 @@ def test_commands_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize(("family", "name", "entry"), ENTRIES, ids=[name for _, name, _ in ENTRIES])
 def test_every_model_is_listed(family: Family, name: str, entry: Published) -> None:
-    rows = [row for row in (DOCS / "models.md").read_text(encoding="utf-8").splitlines()]
+    rows = text_of("models.md").splitlines()
     (row,) = [row for row in rows if row.startswith(f"| `{name}` |")]
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     assert entry.bundled or f"`{entry.repository}`" in cells[1]
@@ -60,7 +51,7 @@ def test_every_model_is_listed(family: Family, name: str, entry: Published) -> N
 
 
 def test_tables_of_sizes() -> None:
-    text = (DOCS / "sizes.md").read_text(encoding="utf-8")
+    text = text_of("sizes.md")
     for cells, name in ((32, "256 px"), (64, "512 px"), (128, "1024 px"), (256, "2K")):
         table = _bins(cells)
         assert table is not None

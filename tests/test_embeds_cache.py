@@ -2,7 +2,6 @@
 
 import json
 import os
-import shlex
 import shutil
 import time
 from collections.abc import Iterator
@@ -12,8 +11,8 @@ from typing import Any
 
 import pytest
 import torch
+from pages import commands
 from safetensors.torch import load_file
-from test_batches import commands_of
 from test_repository import COMMIT, offline, put_in_cache
 
 import lowvram
@@ -240,9 +239,9 @@ def test_the_page_about_prompts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    for command in commands_of("prompts.md"):
-        own = ["--in-process"] if " run " in command else []
-        assert cli.exit_code([*shlex.split(command)[1:], *own]) == 0, command
+    for command in commands("prompts.md"):
+        own = ["--in-process"] if command[0] == "run" else []
+        assert cli.exit_code([*command, *own]) == 0, command
     shown = capsys.readouterr().out
     assert "from cache" in shown and "a red circle on a white background" in shown
     assert Path("star.png").is_file() and Path("again.png").is_file()

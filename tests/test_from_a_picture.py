@@ -1,12 +1,12 @@
 """`run --image`: four stages, planned and refused together; and the page that tells of it."""
 
 import json
-import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from pages import commands
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -15,22 +15,14 @@ from lowvram import cli, errors
 from lowvram.pixels.png import read_record
 from lowvram.pixels.whole import WholeDecode
 
-PAGE = Path(__file__).parents[1] / "docs" / "from-a-picture.md"
 PROMPT = "a large red circle on a yellow background"
-
-
-def commands(page: Path) -> list[str]:
-    """Every line of the page's blocks of shell."""
-    blocks = page.read_text(encoding="utf-8").split("```sh\n")[1:]
-    return [line for block in blocks for line in block.split("```")[0].strip().splitlines()]
 
 
 def test_every_command_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for command in commands(PAGE):
-        words = shlex.split(command)[1:]
+    for words in commands("from-a-picture.md"):
         more = ["--in-process"] if words[0] == "run" else []
-        assert cli.exit_code([*words, *more]) == 0, command
+        assert cli.exit_code([*words, *more]) == 0, words
     one_shot, staged = (read_record(tmp_path / f"{name}.png") for name in ("circle", "circle"))
     assert one_shot["denoise"]["strength"] == staged["denoise"]["strength"] == 0.4
     assert len(list(tmp_path.glob("between-*.png"))) == 5

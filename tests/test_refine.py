@@ -6,7 +6,6 @@ do when it is loaded (2e-6 apart on these pictures); ours never do, and the pipe
 
 import json
 import re
-import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionXLImg2ImgPipeline
+from pages import commands
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -353,12 +353,10 @@ def test_published_sizes_are_the_true_ones() -> None:
     assert sum(inside) > 0.999 * counts["transformer"] and max(inside) < 75e6
 
 
-@pytest.mark.parametrize(
-    "line", re.findall(r"^lowvram .*$", (ROOT / "docs/refine.md").read_text(), re.M)
-)
-def test_the_commands_of_the_page(line: str, files: Path, tiny_refiner: Path) -> None:
+@pytest.mark.parametrize("command", commands("refine.md"), ids=lambda command: command[0])
+def test_the_commands_of_the_page(command: list[str], files: Path, tiny_refiner: Path) -> None:
     (files / "x.png").rename(files / "cactus.png")
-    words = shlex.split(line.replace("sdxl-refiner", str(tiny_refiner)), comments=True)[1:]
+    words = [word.replace("sdxl-refiner", str(tiny_refiner)) for word in command]
     if words[0] in ("run", "refine"):
         words += ["--in-process"]  # processes of their own have a test above
     if words[0] == "run":

@@ -197,9 +197,7 @@ Karras = Annotated[
 ]
 Latents = Annotated[
     Path | None,
-    typer.Option(
-        "--latents", help="Safetensors file with `latents`: the noise, instead of drawing it."
-    ),
+    typer.Option("--latents", help="Safetensors file with `latents`: the noise, not drawn."),
 ]
 Start = Annotated[
     Path | None,
