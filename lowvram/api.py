@@ -73,6 +73,7 @@ def encode_image(
     *,
     output: str | Path,
     revision: str | None = None,
+    vae: str | Path | None = None,
     step_down: bool = False,
     on_progress: OnProgress = ignore,
     **options: Unpack[EncodeImageOptions],
@@ -81,13 +82,14 @@ def encode_image(
 
     Args:
         output: x.latents.safetensors.
+        vae: another one than the model's: see `swaps.swap`.
         step_down: after an out-of-memory, go on in a fresh process with what takes less.
         options: see `request.encode_image.resolve_encode_image`.
 
     Raises:
         LowvramError: see errors.py.
     """
-    task = resolve_encode_image(images, resolve(model, revision), output, **options)
+    task = resolve_encode_image(images, resolve_with(model, revision, vae=vae), output, **options)
     work = partial(encode_image_stage.encode_image, task, on_progress)
     return _stepping_down(encode_image_stage.STAGE, task, work, step_down, on_progress)
 
@@ -98,6 +100,7 @@ def denoise(
     output: str | Path,
     model: str | None = None,
     transformer: str | Path | None = None,
+    vae: str | Path | None = None,
     callback: Callback | None = None,
     callback_steps: int = 1,
     on_preview: OnPreview | None = None,
@@ -111,6 +114,7 @@ def denoise(
         output: x.latents.safetensors.
         model: None for the one that the embeddings were made for.
         transformer: another one than the model's: see `swaps.swap`.
+        vae: likewise; the one of `start`, of previews, and of decode afterwards.
         callback: called with step, timestep and latents after every `callback_steps`th step.
         on_preview: called with step and levels `[pictures, height, width, 3]`, uint8, of each
             preview (`preview` says how often).
@@ -121,7 +125,7 @@ def denoise(
         LowvramError: see errors.py.
     """
     header = artifacts.read_header(Path(embeds), "embeds")
-    made_for = swap(_model_of(Path(embeds), header, model), transformer=transformer)
+    made_for = swap(_model_of(Path(embeds), header, model), transformer=transformer, vae=vae)
     task = resolve_denoise(embeds, made_for, output, prompts=len(header.items), **options)
     if step_down and not (callback is None and on_preview is None):
         raise RequestError("step_down goes on where no callback is heard: leave one of them out")

@@ -22,6 +22,7 @@ from lowvram.progress import OnProgress, ignore
 from lowvram.repository import DEFAULT_MODEL, Model
 from lowvram.request.checks import is_unicode
 from lowvram.request.decode import picture_paths
+from lowvram.request.refine import DEFAULT_REFINER
 from lowvram.request.run import RunOptions, resolve_image, resolve_run
 from lowvram.run import DEFAULT_FOLDER, Picture, pictures_of, words_of
 from lowvram.stages.dispatch import carry_out
@@ -38,12 +39,12 @@ SHARED = (
     "cache",
     "vram",
     "stage_budget",
-    "refine",
-    "refine_strength",
-    "refiner",
 )
 # A row that says one of these takes none of the others from what is the same for all.
 STEPS = ("steps", "timesteps", "sigmas")
+# Of a single run: a refiner works on its pictures afterwards.
+REFINING = ("refine", "refine_strength", "refiner")
+_REFINE_LATER = "is of a single run: leave it out, and refine a list's pictures with lowvram refine"
 
 
 class Row(RunOptions, total=False):
@@ -217,8 +218,9 @@ def run_listed(
     Args:
         name: of the list, for a new folder.
     """
-    if options.get("refine"):
-        raise RequestError("--refine is of a single run: refine a list's pictures afterwards")
+    for name in REFINING:
+        if options.get(name) not in (None, False, DEFAULT_REFINER):
+            raise RequestError(f"--{name.replace('_', '-')} {_REFINE_LATER}")
     if not listed:
         raise RequestError("the list has no rows: write a prompt a line")
     folder = _folder(output, name)
@@ -283,10 +285,12 @@ def _prompt(own: dict[str, Any]) -> str:
 
 def _merged(options: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
     """What a row says, and of the rest what is the same for all."""
-    allowed = [name for name in RunOptions.__annotations__ if name not in SHARED]
+    allowed = [name for name in RunOptions.__annotations__ if name not in SHARED + REFINING]
     for name in own:
         if name in SHARED:
             raise RequestError(f"{name} is one for the whole list: say it once, and not in a row")
+        if name in REFINING:
+            raise RequestError(f"{name} {_REFINE_LATER}")
         if name not in allowed:
             raise RequestError(
                 f"a row has no {name!r}: use prompt, output, {', '.join(sorted(allowed))}"

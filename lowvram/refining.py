@@ -17,6 +17,7 @@ from lowvram.errors import LowvramError, RequestError
 from lowvram.processes import StageProcesses
 from lowvram.progress import OnProgress, ignore
 from lowvram.repository import Model, resolve
+from lowvram.request.decode import picture_paths
 from lowvram.request.refine import (
     DEFAULT_REFINER,
     RefineOptions,
@@ -25,7 +26,7 @@ from lowvram.request.refine import (
     resolve_refine,
     unrefined,
 )
-from lowvram.request.run import RunOptions, resolve_run
+from lowvram.request.run import RunOptions, check_kept, resolve_run
 from lowvram.run import RunResult, arrive, make, write_report
 from lowvram.stages.dispatch import carry_out
 
@@ -53,13 +54,17 @@ def refine(
     Raises:
         LowvramError: see errors.py. What earlier stages made is kept.
     """
-    first = Path(pictures if isinstance(pictures, str | Path) else next(iter(pictures)))
-    target = first.with_name(f"{first.stem}-refined.png") if output is None else Path(output)
-    if first.resolve() == target.resolve():
-        raise RequestError(f"{target} is the picture itself: name another file with -o")
+    paths = [Path(pictures)] if isinstance(pictures, str | Path) else [Path(p) for p in pictures]
+    if not paths:
+        raise RequestError("there is no picture to refine: name one")
+    target = paths[0].with_name(f"{paths[0].stem}-refined.png") if output is None else Path(output)
+    written = {path.resolve() for path in picture_paths(target, len(paths))}
+    for path in paths:
+        if path.resolve() in written:
+            raise RequestError(f"{path} would be overwritten: name another picture with -o")
     with ExitStack() as stack:
         carry: Carry = carry_out if in_process else stack.enter_context(StageProcesses()).run
-        tasks = resolve_refine(pictures, prompts, resolve(model, revision), target, **options)
+        tasks = resolve_refine(paths, prompts, resolve(model, revision), target, **options)
         return arrive(_trip(tasks), carry, on_progress)
 
 
@@ -79,6 +84,9 @@ def run_and_refine(
         options: as `run` takes them.
     """
     tasks = resolve_run(prompts, model, unrefined(picture), **options)
+    image = options.get("image")
+    if image is not None:
+        check_kept(image, picture)  # resolve_run has looked at what is not refined
     more = _trip(
         refining_of_run(
             tasks,

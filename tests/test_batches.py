@@ -120,6 +120,23 @@ def test_a_bad_row_is_reported_and_ends_no_other(tmp_path: Path) -> None:
         made.raise_failed()
 
 
+@pytest.mark.parametrize("option", ["--refine", "--refine-strength 0.2", "--refiner x"])
+def test_a_list_is_not_refined_and_says_so(
+    option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "list.jsonl"
+    path.write_text('{"prompt": "a red circle"}\n{"prompt": "a star", "refine": true}\n')
+    line = ["run", "--prompts", str(path), "-m", "demo", "-o", str(tmp_path / "made")]
+    assert cli.exit_code([*line, *option.split()]) == errors.RequestError.exit_code
+    assert f"{option.split()[0]} is of a single run" in capsys.readouterr().err
+    if option == "--refine":
+        assert cli.exit_code([*line, "--steps", "1", "--in-process"]) == 10
+        assert "row 2 (line 2): a row has no 'refine'" in capsys.readouterr().err
+        rows: Any = [{"prompt": "a red circle", "refine": True}]
+        [row] = lowvram.run_many(rows, "demo", tmp_path / "made", in_process=True).failed
+        assert "refine is of a single run" in str(row.error)
+
+
 def test_what_concerns_all_rows_is_raised(tiny: Path, tmp_path: Path) -> None:
     with pytest.raises(errors.ModelError, match="nonsense"):
         lowvram.run_many(["a cat", "a dog"], "nonsense", tmp_path, in_process=True)
@@ -325,17 +342,6 @@ def test_a_list_that_makes_no_sense(
     assert "exclude each other" in capsys.readouterr().err
     assert cli.exit_code(["run"]) == 2
     assert "--prompts" in capsys.readouterr().err
-
-
-def test_a_list_is_not_refined_and_says_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("list.jsonl").write_text('{"prompt": "a cat"}')
-    assert cli.exit_code(["run", "--prompts", "list.jsonl", "-m", "demo", "--refine"]) == 2
-    assert "refine a list's pictures afterwards" in capsys.readouterr().err
-    made = lowvram.run_many([{"prompt": "a cat", "refine": True}], "demo", tmp_path / "pictures")
-    assert "refine is one for the whole list" in str(made.failed[0].error)
 
 
 def test_the_page_about_lists(

@@ -94,6 +94,35 @@ def test_without_negative_ones_there_is_no_guidance(tiny: Path, tmp_path: Path) 
     lowvram.denoise(embeds, output=latents, steps=1, guidance_scale=1.0)
 
 
+def test_a_run_without_negative_ones_is_refused_before_anything_is_made(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "given.safetensors"
+    save_file({"prompt_embeds": tensors()["prompt_embeds"]}, path)
+    line = [*PROMPTS, "-m", str(tiny), "--embeds", str(path), "--device", "cpu"]
+    for command in (["plan", *line], ["run", *line, "-o", str(tmp_path / "x.png")]):
+        assert cli.exit_code(command) == errors.RequestError.exit_code
+        assert "use --guidance 1, or give them too" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == [path]
+    assert cli.exit_code(["plan", *line, "--guidance", "1"]) == 0
+
+
+def test_within_a_budget(given: Path, tiny: Path, tmp_path: Path) -> None:
+    """Budgets are looked at before anything is loaded, for each row with its own embeddings."""
+    lone = tmp_path / "lone.safetensors"
+    save_file(tensors(1, 20), lone)
+    options: Any = {"steps": 1, "vram": 1 << 30, "in_process": True}
+    made = lowvram.run(PROMPTS, str(tiny), tmp_path / "x.png", embeds=given, **options)
+    assert len(made.images) == 2
+    rows: Any = [{"prompt": "one", "embeds": lone}, "a cat", {"prompt": "two", "embeds": lone}]
+    many = lowvram.run_many(rows, str(tiny), tmp_path / "list", **options)
+    assert not many.failed
+    with pytest.raises(errors.RequestError, match="use --stage-budget"):
+        lowvram.run(
+            "one", str(tiny), tmp_path / "y.png", embeds=lone, stage_budget=1 << 20, in_process=True
+        )
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [

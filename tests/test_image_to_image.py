@@ -10,16 +10,18 @@ import diffusers
 import pytest
 import torch
 from diffusers import PixArtTransformer2DModel
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import lowvram
 from lowvram import artifacts, errors
-from lowvram.repository import resolve
+from lowvram.repository import Model, resolve
 from lowvram.request.denoise import resolve_denoise
 from lowvram.request.start import check_strength, steps_done
 from lowvram.stages.interpolate import slerp
 from lowvram.stages.starts import begin
+from scripts.make_checkpoint import make_checkpoint
 from tests.test_encode_image import noisy
 from tests.test_schedulers import with_scheduler
 
@@ -282,6 +284,24 @@ def test_another_vae_is_refused_and_a_copy_is_not(
     mine = tmp_path / "x.embeds.safetensors"
     lowvram.encode(PROMPTS, str(copied), output=mine, dtype="fp32")
     assert torch.equal(denoised(mine, output, start=start), denoised(embeds, output, start=start))
+
+
+def test_a_swapped_vae_in_single_stages(tiny: Path, embeds: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(tiny, tmp_path / "other")
+    make_checkpoint(tmp_path / "made", components=["vae"], seed=1)
+    shutil.copytree(tmp_path / "made" / "vae", other / "vae", dirs_exist_ok=True)
+    image, start = tmp_path / "x.png", tmp_path / "x.image.latents.safetensors"
+    Image.new("RGB", (64, 64), "orange").save(image)
+    lowvram.encode_image(image, str(tiny), output=start, vae=other)
+    output = tmp_path / "x.latents.safetensors"
+    with pytest.raises(errors.RequestError, match=f"give --vae {other}, or encode the picture"):
+        denoised(embeds, output, start=start)
+    denoised(embeds, output, start=start, vae=other)
+    assert Model.from_record(artifacts.read_header(output).model).swapped == ("vae",)
+    own = tmp_path / "own.image.latents.safetensors"
+    lowvram.encode_image(image, str(tiny), output=own)
+    with pytest.raises(errors.RequestError, match=f"give --vae {tiny}, .* --vae {other}"):
+        denoised(embeds, output, start=own, vae=other)
 
 
 @pytest.mark.parametrize("name", ["FlowMatchEulerDiscreteScheduler", "IPNDMScheduler"])

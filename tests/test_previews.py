@@ -75,6 +75,27 @@ def test_latents_are_the_same_with_and_without(demo: Path, tmp_path: Path) -> No
     assert made[0] == made[1]
 
 
+@pytest.mark.parametrize(("scheduler", "steps"), [("", [3, 5]), ("heun", [3, 7, 8])])
+def test_from_a_start_the_last_is_the_picture_too(
+    scheduler: str, steps: list[int], demo: Path, tmp_path: Path
+) -> None:
+    start, latents = (tmp_path / f"{name}.latents.safetensors" for name in "ab")
+    lowvram.denoise(demo, output=start, steps=2, batch_size=3)
+    shown: list[tuple[int, np.ndarray]] = []
+    lowvram.denoise(
+        demo,
+        output=latents,
+        start=start,
+        strength=0.6,
+        steps=9 if scheduler else 10,
+        batch_size=3,
+        scheduler=scheduler,
+        preview=4,
+        on_preview=lambda step, levels: shown.append((step, levels)),
+    )
+    assert [step for step, _ in shown] == steps
+
+
 def test_the_vae_is_read_once_before_the_transformer(
     tiny: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

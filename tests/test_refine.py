@@ -261,7 +261,7 @@ REFUSED = {
     "aesthetic": (["refine", "x.png", "a cat", "--aesthetic", "11,2"], "two numbers from 0 to 10"),
     "padding": (["encode", "a cat", "--padding", "none"], "--padding none is not for sdxl-refiner"),
     "cleaning": (["encode", "a cat", "--clean"], "--clean has no meaning for sdxl-refiner"),
-    "over itself": (["refine", "x.png", "a cat", "-o", "x.png"], "is the picture itself"),
+    "over itself": (["refine", "x.png", "a cat", "-o", "x.png"], "x.png would be overwritten"),
     "nothing there": (["refine", "no.png", "a cat"], "no.png does not exist"),
     "fp16 of its VAE": (["decode", "y.latents.safetensors", "--dtype", "fp16"], "force_upcast"),
 }
@@ -315,6 +315,21 @@ def test_pictures_of_two_sizes_are_refused(tiny_refiner: Path, tmp_path: Path) -
     pictures = [noise(tmp_path / "a.png", 64, 64), noise(tmp_path / "b.png", 72, 64)]
     with pytest.raises(errors.RequestError, match=r"different sizes \(64x64, 72x64\)"):
         lowvram.refine(pictures, "a cat", str(tiny_refiner), tmp_path / "y.png")
+
+
+def test_pictures_are_not_written_over(
+    tiny_refiner: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pictures = [noise(tmp_path / f"a-{index}.png", 64, 64) for index in range(2)]
+    with pytest.raises(errors.RequestError, match=r"a-0.png would be .*name another picture"):
+        lowvram.refine(pictures, "a cat", str(tiny_refiner), tmp_path / "a.png")
+    with pytest.raises(errors.RequestError, match="no picture to refine"):
+        lowvram.refine([], "a cat", str(tiny_refiner), tmp_path / "a.png")
+    command = ["run", "a cat", "-m", "demo", "--image", str(pictures[0]), "-o", str(pictures[0])]
+    command += ["--refine", "--refiner", str(tiny_refiner), "--in-process"]
+    assert exit_code(command) == errors.RequestError.exit_code
+    assert "a-0.png would be overwritten" in capsys.readouterr().err
+    assert sorted(tmp_path.iterdir()) == pictures
 
 
 def test_the_base_model_is_not_taken_for_the_refiner(tiny_refiner: Path, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from lowvram.cli.options import (
     Revision,
     SampleSeed,
     StageBudget,
+    Vae,
     Vram,
 )
 from lowvram.cli.output import print_json, print_stage, showing_progress
@@ -32,6 +33,7 @@ def encode_image(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="x.latents.safetensors")
     ] = None,
+    vae: Vae = None,
     size: PictureSize = None,
     binning: Binning = True,
     sample_seed: SampleSeed = None,

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, get_args
 
-from lowvram.batch import SHARED, STEPS, Listed, Row
+from lowvram.batch import REFINING, SHARED, STEPS, Listed, Row
 from lowvram.errors import LowvramError, RequestError
 
 _DELIMITERS = (",", ";", "\t")
@@ -128,7 +128,7 @@ def to_listed(
         left_open = dict.fromkeys(STEPS) if any(name in sets for name in STEPS) else {}
         options = to_options({**given, **left_open, **sets})
         return Listed(
-            Row(**{k: v for k, v in options.items() if k not in SHARED}, **own),  # type: ignore[typeddict-item]
+            Row(**{k: v for k, v in options.items() if k not in SHARED + REFINING}, **own),  # type: ignore[typeddict-item]
             line.number,
         )
     except LowvramError as error:

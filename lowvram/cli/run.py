@@ -210,7 +210,7 @@ def for_run(given: Mapping[str, Any]) -> dict[str, Any]:
 
 def _run_list(given: dict[str, Any]) -> None:
     """`run --prompts`: one picture or more for each row."""
-    from lowvram.batch import SHARED, run_listed
+    from lowvram.batch import REFINING, SHARED, run_listed
     from lowvram.cli.rows import fields_of, read_lines, to_listed
 
     if given["prompts"]:
@@ -218,7 +218,7 @@ def _run_list(given: dict[str, Any]) -> None:
     name = given["prompts_file"]
     known = fields_of(run, OF_THE_LIST)
     listed = [to_listed(line, known, given, for_run) for line in read_lines(name, known)]
-    shared = {k: v for k, v in for_run(given).items() if k in SHARED}
+    shared = {k: v for k, v in for_run(given).items() if k in SHARED + REFINING}
     with showing_progress(loads_here=given["in_process"]) as on_progress:
         result = run_listed(
             listed,

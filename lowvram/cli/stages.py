@@ -106,6 +106,7 @@ def denoise(
     ] = None,
     model: FileModel = None,
     transformer: Transformer = None,
+    vae: Vae = None,
     seed: Seed = "0",
     images: Images = None,
     steps: Steps = None,

@@ -123,14 +123,32 @@ def _check_together(tasks: Tasks) -> None:
     """What one stage is asked for and another makes void.
 
     Raises:
-        RequestError: a negative prompt without guidance.
+        RequestError: a negative prompt without guidance; guidance without negative embeddings.
     """
     scale = tasks[1].guidance_scale
+    given = tasks[0].embeds
+    if scale > 1 and given and not _has_negative(given):
+        raise RequestError(
+            f"--embeds {given} has no negative_prompt_embeds, which guidance needs: "
+            "use --guidance 1, or give them too"
+        )
     if scale <= 1 and any(text.strip() for text in tasks[0].negative_prompts):
         raise RequestError(
             f"--negative has no effect with --guidance {scale:g}, which turns guidance off: "
             "leave it out, or use a guidance above 1"
         )
+
+
+def _has_negative(embeds: str) -> bool:
+    """Whether a file has embeddings of negative prompts. The stage refuses one that has none."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(embeds, framework="numpy") as file:
+            names = set(file.keys())
+    except (OSError, SafetensorError):
+        return True
+    return "prompt_embeds" not in names or "negative_prompt_embeds" in names
 
 
 def resolve_image(
@@ -151,16 +169,28 @@ def resolve_image(
         return None
     if options.get("start") is not None or options.get("start_picture") is not None:
         raise RequestError("--image and --start are both what to start from: give one of them")
-    written = re.compile(rf"{re.escape(picture.stem)}(-\d+)?{re.escape(picture.suffix)}")
-    if Path(image).resolve().parent == picture.resolve().parent and written.fullmatch(
-        Path(image).name
-    ):
-        raise RequestError(f"{image} would be overwritten: name another picture with -o")
+    check_kept(image, picture)
     given = _of(EncodeImageOptions, options)
     decode = options.get("decode", "auto")
     given["encode"] = decode if decode in ENCODES else "auto"
     latents = f"{picture.with_suffix('')}.image{artifacts.SUFFIXES['latents']}"
     return resolve_encode_image(image, model, latents, **given)
+
+
+def check_kept(image: str | Path, picture: Path) -> None:
+    """Refuse to write over the picture that is started from.
+
+    Args:
+        picture: x.png, of which x-0.png, … may be made.
+
+    Raises:
+        RequestError: the image is one of these.
+    """
+    written = re.compile(rf"{re.escape(picture.stem)}(-\d+)?{re.escape(picture.suffix)}")
+    if Path(image).resolve().parent == picture.resolve().parent and written.fullmatch(
+        Path(image).name
+    ):
+        raise RequestError(f"{image} would be overwritten: name another picture with -o")
 
 
 def _check_names(options: Mapping[str, Any]) -> None:

@@ -37,10 +37,7 @@ def read_start(path: str | Path, model: Model) -> SavedLatents:
     header = artifacts.read_header(Path(path), "latents")
     made_by = Model.from_record(header.model)
     if not _same_vae(made_by, model):
-        raise RequestError(
-            f"{path} was made with the VAE of {made_by.name}, which is not that of {model.name}: "
-            f"decode it, and encode the picture with lowvram encode-image -m {model.name}"
-        )
+        raise RequestError(_of_another_vae(path, made_by, model))
     try:
         requested, rendered = (Size(*header.settings[name]) for name in ("requested", "rendered"))
         pictures = int(header.tensors["latents"]["shape"][0])
@@ -130,6 +127,24 @@ def _same_vae(one: Model, other: Model) -> bool:
     files = one.local_files("vae"), other.local_files("vae")
     sizes = [[path.stat().st_size for path in each] for each in files]
     return bool(files[0]) and sizes[0] == sizes[1] and _digest(files[0]) == _digest(files[1])
+
+
+def _of_another_vae(path: str | Path, made_by: Model, model: Model) -> str:
+    again = f"encode the picture with lowvram encode-image -m {model.name}"
+    if "vae" not in {*made_by.swapped, *model.swapped}:
+        return (
+            f"{path} was made with the VAE of {made_by.name}, which is not that of {model.name}: "
+            f"decode it, and {again}"
+        )
+    own, wanted = (
+        each.sources["vae"].place if "vae" in each.swapped else each.name
+        for each in (made_by, model)
+    )
+    vae = f" --vae {wanted}" if "vae" in model.swapped else ""
+    return (
+        f"{path} was made with the VAE of {own}, which is not that of {wanted}: "
+        f"give --vae {own}, or {again}{vae}"
+    )
 
 
 def _digest(files: list[Path]) -> list[str]:

@@ -124,9 +124,9 @@ def plan_refining(tasks: Refining, device: torch.device, every: bool = False) ->
 def check_budgets(rows: Sequence[Mapping[str, Any]], on_outcome: OnOutcome) -> None:
     """Find out which rows cannot keep within their budget.
 
-
     Args:
-        rows: the tasks of a row by stage. Those alike in size and settings are planned once.
+        rows: the tasks of a row by stage. Those alike in size and settings are planned once; one
+            whose embeddings were given, with these.
         on_outcome: told of each that cannot, with a `RequestError` that names the smallest budget
             that would do.
     """
@@ -134,12 +134,15 @@ def check_budgets(rows: Sequence[Mapping[str, Any]], on_outcome: OnOutcome) -> N
     alike_rows: dict[str, list[int]] = {}
     for index, row in enumerate(rows):
         key = computed_alike(row["denoise"]) + alike(row["decode"], "latents", "output")
+        key += row["encode"].embeds
         if "encode-image" in row:
             key += alike(row["encode-image"], "images", "output", "sample_seeds")
         alike_rows.setdefault(key, []).append(index)
-    encode = _at_once([row["encode"] for row in rows])
+    encoded = [row["encode"] for row in rows if not row["encode"].embeds]
+    at_once = _at_once(encoded) if encoded else None
     for group in alike_rows.values():
         row = rows[group[0]]
+        encode = row["encode"] if row["encode"].embeds or at_once is None else at_once
         seeds = tuple(seed for index in group for seed in rows[index]["denoise"].seeds)
         denoise = replace(row["denoise"], seeds=seeds)
         device, image = choose_device(encode.device), row.get("encode-image")
@@ -161,7 +164,6 @@ def _at_once(tasks: Sequence[EncodeTask]) -> EncodeTask:
         negative_prompts=tuple(texts),
         padding="max" if any(task.padding == "max" for task in tasks) else "none",
         max_tokens=max(task.max_tokens for task in tasks),
-        embeds=tasks[0].embeds if all(task.embeds for task in tasks) else "",
     )
 
 

@@ -118,9 +118,15 @@ class Previews:
 
         return watched
 
-    def show(self, index: int, timestep: "Tensor", latents: "Tensor", scheduler: Any) -> None:
-        """Write a preview if one is due after this step, and after the last."""
-        last = index + 1 == len(scheduler.timesteps)
+    def show(
+        self, index: int, timestep: "Tensor", latents: "Tensor", scheduler: Any, steps: int
+    ) -> None:
+        """Write a preview if one is due after this step, and after the last.
+
+        Args:
+            steps: to be done; from a start on they are fewer than the scheduler's.
+        """
+        last = index + 1 == steps
         if not last and (index + 1) % self.every:
             return
         expected = latents

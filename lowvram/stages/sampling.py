@@ -212,7 +212,7 @@ def _denoise_batch(
 
     def stepped(index: int, timestep: "Tensor", latents: "Tensor") -> None:
         if previews is not None:
-            previews.show(index, timestep, latents, scheduler)
+            previews.show(index, timestep, latents, scheduler, len(timesteps))
         on_step(index, timestep, latents)
         with untracked():
             keeper.keep(index + 1, latents, scheduler, generators)
