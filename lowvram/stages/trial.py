@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lowvram.errors import RequestError, first_line
+from lowvram.errors import RequestError, first_line, is_out_of_memory
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -64,6 +64,8 @@ def trial(make: Callable[[str], Any], schedule: Schedule) -> None:
     try:
         missed = _missed(scheduler, schedule)
     except (ValueError, IndexError, AssertionError, NotImplementedError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise
         raise RequestError(
             f"{type(scheduler).__name__} fails with these steps ({first_line(error)[:100]}): "
             "use more --steps, another --spacing or another --scheduler"
