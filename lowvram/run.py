@@ -4,6 +4,7 @@ What can be refused is refused before anything is loaded. Each stage's file is k
 that what failed can be done again from there. Imports no torch.
 """
 
+import itertools
 import re
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -190,11 +191,13 @@ def _picture_path(output: str | Path | None, prompts: Sequence[str]) -> Path:
 
 def new_path(prompts: Sequence[str], suffix: str, folder: Path = DEFAULT_FOLDER) -> Path:
     """A path in the folder, named after the first prompt, that no earlier run has used."""
-    name = words_of(prompts[0] if prompts else "")
-    number = 1
-    while any(folder.glob(f"{name}{'' if number == 1 else f'-{number}'}.*")):
-        number += 1
-    return folder / f"{name}{'' if number == 1 else f'-{number}'}{suffix}"
+    words = words_of(prompts[0] if prompts else "")
+    for number in itertools.count(1):
+        name = words if number == 1 else f"{words}-{number}"
+        # What a refiner that failed has left may be all that there is.
+        if not any(folder.glob(f"{name}.*")) and not any(folder.glob(f"{name}-unrefined*")):
+            return folder / f"{name}{suffix}"
+    raise AssertionError("unreachable")
 
 
 def words_of(prompt: str) -> str:

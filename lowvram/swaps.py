@@ -79,10 +79,9 @@ def _swapped(model: Model, role: str, place: str) -> Model:
     config = read_json(path)
     if not _is_of(model, component, config):
         found = config.get("_class_name") or ", ".join(config.get("architectures") or ()) or "none"
-        raise ModelError(
-            f"{option} is no {component.class_name.rpartition('.')[2]} for {model.family} "
-            f"(its class: {found})"
-        )
+        wanted = component.class_name.rpartition(".")[2]
+        why = "its configuration is of another family" if found == wanted else f"its class: {found}"
+        raise ModelError(f"{option} is no {wanted} for {model.family} ({why})")
     taken = {role: pinned(source, component.subfolder)}
     tokenizer = model.get_family().component("tokenizer")
     if role == "text_encoder" and any(

@@ -106,7 +106,7 @@ def test_a_failed_decode_costs_nothing_before_it(
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")
 def test_interrupt_ends_everything(tiny: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "lowvram", "run", "a cat", "-m", str(tiny), "--steps", "1000"]
+    command = [sys.executable, "-m", "lowvram", "run", "a cat", "-m", str(tiny), "--steps", "900"]
     process = subprocess.Popen(
         [*command, "-o", str(tmp_path / "x.png")],
         stderr=subprocess.PIPE,

@@ -132,7 +132,11 @@ def refining_of_run(
         output: x.png, for the refined ones.
     """
     encode, denoise, decode = tasks
-    images = denoise.images_per_prompt
+    images, model = denoise.images_per_prompt, resolve(refiner)
+    if strength is not None and model.get_family().needs_start:
+        least = -(-1000 // model.steps) / 1000
+        if not least <= strength <= 1:  # NaN fails this too
+            raise RequestError(f"--refine-strength {strength:g} is out of range: {least:g} to 1")
 
     def each(texts: Sequence[str]) -> list[str]:
         return [text for text in texts for _ in range(images)]
@@ -140,7 +144,7 @@ def refining_of_run(
     return resolve_refine(
         picture_paths(Path(decode.output), len(denoise.seeds)),
         each(encode.prompts),
-        resolve(refiner),
+        model,
         output,
         size=Size(*denoise.requested),
         negative_prompt=each(encode.negative_prompts),
