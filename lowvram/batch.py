@@ -218,9 +218,9 @@ def run_listed(
     Args:
         name: of the list, for a new folder.
     """
-    for name in REFINING:
-        if options.get(name) not in (None, False, DEFAULT_REFINER):
-            raise RequestError(f"--{name.replace('_', '-')} {_REFINE_LATER}")
+    for each in REFINING:
+        if options.get(each) not in (None, False, DEFAULT_REFINER):
+            raise RequestError(f"--{each.replace('_', '-')} {_REFINE_LATER}")
     if not listed:
         raise RequestError("the list has no rows: write a prompt a line")
     folder = _folder(output, name)

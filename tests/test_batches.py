@@ -151,8 +151,8 @@ def test_nan_in_one_picture_loses_no_other(
 ) -> None:
     real = sampling._denoise_batch
 
-    def poisoned(group: Any, network: Any, scheduler: Any, starts: Any, on_step: Any) -> Any:
-        latents = real(group, network, scheduler, starts, on_step)
+    def poisoned(group: Any, network: Any, scheduler: Any, starts: Any, *others: Any) -> Any:
+        latents = real(group, network, scheduler, starts, *others)
         for index, start in enumerate(starts):
             latents[index] *= float("nan") if start.seed == 2 else 1
         return latents
@@ -228,10 +228,10 @@ def test_an_interruption_keeps_what_is_done(
 ) -> None:
     real = sampling._denoise_batch
 
-    def stops(group: Any, network: Any, scheduler: Any, starts: Any, on_step: Any) -> Any:
+    def stops(group: Any, network: Any, scheduler: Any, starts: Any, *others: Any) -> Any:
         if starts[0].seed == 2:
             raise KeyboardInterrupt
-        return real(group, network, scheduler, starts, on_step)
+        return real(group, network, scheduler, starts, *others)
 
     monkeypatch.setattr(sampling, "_denoise_batch", stops)
     rows: list[Any] = [{"prompt": "a red circle", "seed": seed} for seed in (1, 2, 3)]
