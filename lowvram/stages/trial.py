@@ -68,13 +68,13 @@ def trial(make: Callable[[str], Any], schedule: Schedule) -> None:
             raise
         raise RequestError(
             f"{type(scheduler).__name__} fails with these steps ({first_line(error)[:100]}): "
-            "use more --steps, another --spacing or another --scheduler"
+            "use another number of --steps, --spacing or --scheduler"
         ) from None
     if not missed <= _MOST:  # NaN fails this too
         raise RequestError(
             f"{type(scheduler).__name__} does not arrive with these {len(scheduler.timesteps)} "
             f"calls: given a perfect prediction it misses a picture of 1 and -1 by {missed:.2g}; "
-            "use more --steps, another --spacing or another --scheduler"
+            "use another number of --steps, --spacing or --scheduler"
         )
 
 
