@@ -41,7 +41,7 @@ SHARED = (
     "stage_budget",
 )
 # A row that says one of these takes none of the others from what is the same for all.
-STEPS = ("steps", "timesteps", "sigmas")
+EITHER = (("steps", "timesteps", "sigmas"), ("image", "start"))
 # Of a single run: a refiner works on its pictures afterwards.
 REFINING = ("refine", "refine_strength", "refiner")
 _REFINE_LATER = "is of a single run: leave it out, and refine a list's pictures with lowvram refine"
@@ -295,8 +295,14 @@ def _merged(options: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any
             raise RequestError(
                 f"a row has no {name!r}: use prompt, output, {', '.join(sorted(allowed))}"
             )
-    dropped = STEPS if any(own.get(name) is not None for name in STEPS) else ()
+    dropped = others_of(name for name in own if own[name] is not None)
     return {k: v for k, v in options.items() if k not in dropped} | dict(own)
+
+
+def others_of(said: Iterable[str]) -> set[str]:
+    """Of what excludes each other, all that a row which says these does not take from elsewhere."""
+    own = set(said)
+    return {name for group in EITHER if own.intersection(group) for name in group}
 
 
 def _named(folder: Path, output: object) -> Path | None:

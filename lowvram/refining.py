@@ -72,7 +72,7 @@ def run_and_refine(
     prompts: str | Sequence[str],
     model: Model,
     picture: Path,
-    carry: Carry,
+    carries: tuple[Carry, Carry],
     on_progress: OnProgress,
     **options: Unpack[RunOptions],
 ) -> RunResult:
@@ -80,7 +80,7 @@ def run_and_refine(
 
     Args:
         picture: x.png, the refined one.
-        carry: carries out a stage, here or in a process of its own.
+        carries: carry out a stage of the run and of the refiner, here or in a process of its own.
         options: as `run` takes them.
     """
     tasks = resolve_run(prompts, model, unrefined(picture), **options)
@@ -95,12 +95,13 @@ def run_and_refine(
             options.get("refiner", DEFAULT_REFINER),
         )
     )
-    refuse([more], carry, on_progress)
+    carry, carry_refiner = carries
+    refuse([more], carry_refiner, on_progress)
     if more.error is not None:
         raise more.error
     before = make(prompts, model, unrefined(picture), carry, on_progress, **options)
     try:
-        after = arrive(more, carry, on_progress)
+        after = arrive(more, carry_refiner, on_progress)
     except LowvramError as error:
         kept = ", ".join(str(image.path) for image in before.images[:3])
         raise type(error)(f"{error} (the pictures are kept unrefined: {kept})") from None

@@ -102,7 +102,8 @@ def run(
         transformer, vae, text_encoder: others than the model's: see `swaps.swap`.
         in_process: run all stages in this process, with the same release and check between them.
         callback: called with step, timestep and latents after every `callback_steps`th step of
-            denoising; with `in_process` only, for latents do not travel between processes.
+            denoising, but not of a refiner's; with `in_process` only, for latents do not travel
+            between processes.
         options: those of all stages; see `request.run.RunOptions`.
 
     Raises:
@@ -124,7 +125,9 @@ def run(
         if options.get("refine"):
             from lowvram.refining import run_and_refine  # it imports this module
 
-            return run_and_refine(prompts, found, picture, carry, on_progress, **options)
+            unheard = carry_out if processes is None else processes.run
+            carries = (carry, unheard)
+            return run_and_refine(prompts, found, picture, carries, on_progress, **options)
         return make(prompts, found, picture, carry, on_progress, **options)
 
 

@@ -137,6 +137,13 @@ def test_a_list_is_not_refined_and_says_so(
         assert "refine is of a single run" in str(row.error)
 
 
+def test_what_a_row_says_takes_the_place_of_what_it_excludes() -> None:
+    shared = {"steps": 5, "image": "a.png", "eta": 0.1}
+    merged = batch._merged(shared, {"timesteps": [9, 3], "start": "x.latents.safetensors"})
+    assert merged == {"timesteps": [9, 3], "start": "x.latents.safetensors", "eta": 0.1}
+    assert batch._merged(shared, {"seed": 3}) == shared | {"seed": 3}
+
+
 def test_what_concerns_all_rows_is_raised(tiny: Path, tmp_path: Path) -> None:
     with pytest.raises(errors.ModelError, match="nonsense"):
         lowvram.run_many(["a cat", "a dog"], "nonsense", tmp_path, in_process=True)

@@ -229,6 +229,16 @@ def test_a_run_with_a_refiner(
         assert not np.array_equal(levels_of(Path(image["path"])), plain)
 
 
+def test_a_callback_hears_the_run_and_not_its_refiner(tiny_refiner: Path, tmp_path: Path) -> None:
+    heard: list[int] = []
+    lowvram.run(
+        "a red circle", "demo", tmp_path / "x.png", steps=2, device="cpu", in_process=True,
+        callback=lambda step, timestep, latents: heard.append(step),
+        refine=True, refiner=str(tiny_refiner), refine_strength=0.1,
+    )  # fmt: skip
+    assert heard == [0, 1]
+
+
 def test_a_plan_lists_the_refiner(tiny_refiner: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["plan", "a red circle", "-m", "demo", "--device", "cpu", "--json"]
     command += ["--refine", "--refiner", str(tiny_refiner)]

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, get_args
 
-from lowvram.batch import REFINING, SHARED, STEPS, Listed, Row
+from lowvram.batch import REFINING, SHARED, Listed, Row, others_of
 from lowvram.errors import LowvramError, RequestError
 
 _DELIMITERS = (",", ";", "\t")
@@ -125,8 +125,7 @@ def to_listed(
         own = {name: fields.pop(name) for name in _OWN if fields.get(name) not in (None, "")}
         fields = {name: value for name, value in fields.items() if name not in _OWN}
         sets = parameters_of(fields, known)
-        left_open = dict.fromkeys(STEPS) if any(name in sets for name in STEPS) else {}
-        options = to_options({**given, **left_open, **sets})
+        options = to_options({**given, **dict.fromkeys(others_of(sets)), **sets})
         return Listed(
             Row(**{k: v for k, v in options.items() if k not in SHARED + REFINING}, **own),  # type: ignore[typeddict-item]
             line.number,

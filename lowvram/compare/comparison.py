@@ -34,7 +34,6 @@ from lowvram.swaps import resolve_with
 
 # Of a run's options: what compare has no place for.
 _ONE_RUN = ("image", "sample_seed", "checkpoint_every", "preview", "refine")
-_SO = "leave it out (encode-image makes a picture into what --start takes)"
 DOCUMENT, SHEET, PAGE = "comparison.json", "sheet.png", "comparison.html"
 _FILES = "files"
 _JUDGED_MODEL = "demo"
@@ -149,7 +148,10 @@ def compare(
     ways = variants(vary, options)
     for name in _ONE_RUN:
         if options.get(name):
-            raise RequestError(f"{name} is about a single run, which compare does not make: {_SO}")
+            other = ": lowvram encode-image makes one into what --start takes"
+            raise RequestError(
+                f"compare has no place for {name}{other if name == 'image' else ': leave it out'}"
+            )
     with Carrier(in_process) as carrier:
         found = resolve_with(
             model, revision, transformer=transformer, vae=vae, text_encoder=text_encoder
