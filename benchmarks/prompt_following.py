@@ -62,6 +62,7 @@ def measure(
             images_per_prompt=1,
             steps=steps,
             guidance_scale=guidance_scale,
+            cache=False,
             in_process=True,
         )
         seconds = time.perf_counter() - began
