@@ -102,7 +102,6 @@ def repeat(cycles: int, work: Callable[[], object]) -> None:
 @pytest.mark.parametrize(
     ("stage", "way"),
     [
-        ("encode", {"weights": "whole"}),
         ("encode", {"weights": "stream"}),
         ("denoise", {"weights": "stream"}),
         ("decode", {"decode": "strips"}),
