@@ -210,6 +210,8 @@ def test_the_table_with_and_without_predictions() -> None:
     foretold = STAGE | {"predicted": {"seconds": 9.0}}
     titles = re.split(r"\s{2,}", table([foretold]).splitlines()[0])
     assert titles[titles.index("total") + 1] == "(predicted)"
+    on_a_cpu = STAGE | {"peak_allocated_bytes": None}  # which counts no tensors
+    assert "allocated (predicted)" in re.split(r"\s{2,}", table([on_a_cpu]).splitlines()[0])
     assert "predicted" not in table([OLD_STAGE])
 
 

@@ -44,10 +44,12 @@ def cells(stages: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     for title, name in _MEASURED:
         measured = [stage.get(name) for stage in stages]
         foretold = [(stage.get("predicted") or {}).get(name) for stage in stages]
-        if _known(measured) and (name not in _IF_PREDICTED or _known(foretold)):
+        shown = _known(measured) and (name not in _IF_PREDICTED or _known(foretold))
+        if shown:
             columns.append([title, *(readable(name, value) for value in measured)])
         if _known(foretold):
-            columns.append(["(predicted)", *(readable(name, value) for value in foretold)])
+            said = "(predicted)" if shown else f"{title} (predicted)"
+            columns.append([said, *(readable(name, value) for value in foretold)])
         budgets = [stage.get("budget_bytes") for stage in stages]
         if name == _BUDGETED and _known(budgets):
             columns.append(["budget", *(readable("budget_bytes", value) for value in budgets)])
