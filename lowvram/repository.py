@@ -97,6 +97,11 @@ class Model:
             raise ModelError(f"{place} has no {name}, or not in the cache: {_check(self)}")
         return read_json(path)
 
+    @property
+    def vae_upcasts(self) -> bool:
+        """Whether its VAE overflows in fp16, and computes in float32; diffusers' default is so."""
+        return bool(self.config("vae").get("force_upcast", True))
+
     def fetch(self, role: str) -> Path:
         """The component's folder, downloaded first if need be.
 

@@ -68,7 +68,7 @@ def resolve_decode(
     if Path(output).suffix.lower() != ".png":
         raise RequestError(f"{output} does not end in .png: pictures are written as PNG")
     check_writable(Path(output))
-    if dtype == "fp16" and model.config("vae").get("force_upcast", True):  # diffusers' default
+    if dtype == "fp16" and model.vae_upcasts:
         raise RequestError("this VAE overflows in fp16 (its force_upcast): use --dtype fp32")
     return DecodeTask(
         model=model.record(),

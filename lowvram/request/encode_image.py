@@ -86,7 +86,7 @@ def resolve_encode_image(
     if not paths:
         raise RequestError("there is no picture to encode: name one")
     sizes = [Size(*read_size(Path(path))) for path in paths] if there else []
-    if dtype == "fp16" and model.config("vae").get("force_upcast", True):  # diffusers' default
+    if dtype == "fp16" and model.vae_upcasts:
         raise RequestError("this VAE overflows in fp16 (its force_upcast): use --dtype fp32")
     configs = {role: model.config(role) for role in ("transformer", "vae", "scheduler")}
     family = model.get_family()

@@ -96,7 +96,7 @@ def resolve_refine(
     start = Path(f"{stem}{START_SUFFIX}")
     shared: dict[str, Any] = {"device": device, "vram": vram, "stage_budget": stage_budget}
     # The VAE that overflows in fp16 upcasts itself, and goes its own way.
-    vae_dtype = "auto" if dtype == "fp16" and _upcasts(model) else dtype
+    vae_dtype = "auto" if dtype == "fp16" and model.vae_upcasts else dtype
     image = resolve_encode_image(
         paths, model, start, size=size or _size_of(paths), sample_seed=seeds, encode=encode,
         dtype=vae_dtype, there=size is None, **shared,
@@ -173,7 +173,3 @@ def _size_of(paths: Sequence[Path]) -> Size:
         shown = ", ".join(str(each) for each in sorted(sizes, key=str))
         raise RequestError(f"the pictures have different sizes ({shown}): refine each size alone")
     return sizes.pop()
-
-
-def _upcasts(model: Model) -> bool:
-    return bool(model.config("vae").get("force_upcast", True))  # diffusers' default

@@ -97,8 +97,7 @@ def decode_each(
     model = Model.from_record(task.model)
     component = model.get_family().component("vae")
     device = choose_device(task.device)
-    upcast = bool(model.config("vae").get("force_upcast", True))  # diffusers' default
-    dtype, dtype_reason = choose_dtype(task.dtype, component.dtype, device, upcast)
+    dtype, dtype_reason = choose_dtype(task.dtype, component.dtype, device, model.vae_upcasts)
     groups = _grouped(tasks, outcomes)
     decision = _decide(groups, model, device, dtype, outcomes)
     if decision is None:

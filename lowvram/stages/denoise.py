@@ -3,7 +3,7 @@
 import hashlib
 import logging
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -100,6 +100,7 @@ def denoise_each(
     for note in dict.fromkeys(note for group in groups for note in group.make_scheduler.notes()):
         log.warning("%s", note)
     previews_of = _previews(groups, model, on_progress, on_preview)  # the VAE comes first
+    jobs = {job.index: (job, group.make_scheduler) for group in groups for job in group.jobs}
     settings: list[dict[str, Any]] = []
     with Meter(device) as meter:
         decision = _decide(groups, model, device, dtype, outcomes)
@@ -115,18 +116,20 @@ def denoise_each(
         log.info("denoise on %s, %s", device, "; ".join(reasons))
         on_progress(Progress("denoise", "loading the transformer"))
 
-        def header_of(job: Job, maker: SchedulerMaker) -> artifacts.Header:
+        @cache  # it reads files that a job starts from
+        def header_of(index: int) -> artifacts.Header:
+            job, maker = jobs[index]
             return _header(job, maker, dtype_name(dtype), device.type, placed)
 
-        def checkpoints_of(job: Job, maker: SchedulerMaker) -> Checkpoints:
-            task = job.task
-            return Checkpoints(Path(task.output), header_of(job, maker), task.checkpoint_every)
+        def checkpoints_of(job: Job) -> Checkpoints:
+            header = header_of(job.index)
+            return Checkpoints(Path(job.task.output), header, job.task.checkpoint_every)
 
-        def write(job: Job, maker: SchedulerMaker) -> None:
-            header = header_of(job, maker)
+        def write(job: Job) -> None:
+            header = header_of(job.index)
             pictures = [job.finished[number] for number in range(len(job.items))]
             artifacts.write(Path(job.task.output), header, {"latents": _joined(pictures)})
-            checkpoints_of(job, maker).remove()
+            checkpoints_of(job).remove()
             settings.append(header.settings)
             made = Made([Path(job.task.output)], sized(job.items, job.task.requested))
             outcomes.settle(job.index, made)

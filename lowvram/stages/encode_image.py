@@ -16,7 +16,6 @@ from lowvram import artifacts
 from lowvram.component import use
 from lowvram.devices import choose_device, choose_dtype, dtype_name
 from lowvram.errors import NonFiniteError, RequestError, translated
-from lowvram.families.family import Size
 from lowvram.memory.budget import untracked
 from lowvram.memory.meter import Meter
 from lowvram.pixels.fit import widen
@@ -36,6 +35,7 @@ from lowvram.stages.result import (
     sized,
     unheard,
 )
+from lowvram.stages.starts import latent_shape
 from lowvram.weights.whole import Whole
 
 if TYPE_CHECKING:
@@ -83,8 +83,7 @@ def encode_image_each(
     outcomes = Outcomes(len(tasks), on_outcome)
     component = model.get_family().component("vae")
     device = choose_device(task.device)
-    upcast = bool(model.config("vae").get("force_upcast", True))  # diffusers' default
-    dtype, dtype_reason = choose_dtype(task.dtype, component.dtype, device, upcast)
+    dtype, dtype_reason = choose_dtype(task.dtype, component.dtype, device, model.vae_upcasts)
     with Meter(device) as meter:
         decision = _decide(tasks, model, device, dtype, outcomes)
         if decision is None:
@@ -151,7 +150,7 @@ def _decide(
                 task.encode,
                 dtype,
                 device,
-                shape=(1, *image_latent_shape(task, model)),
+                shape=(1, *latent_shape(task, model)),
                 batches=sum(len(tasks[index].images) for index in left),
                 folder=Path(task.output).parent,
                 direction="encode",
@@ -175,12 +174,6 @@ def _settings(task: EncodeImageTask, shared: Mapping[str, Any]) -> dict[str, Any
         "sampled": bool(task.sample_seeds),
         **shared,
     }
-
-
-def image_latent_shape(task: EncodeImageTask, model: Model) -> tuple[int, int, int]:
-    """Channels, height and width of the latents of one picture."""
-    configs = {role: model.config(role) for role in ("transformer", "vae")}
-    return model.get_family().latent_shape(configs, Size(*task.rendered))
 
 
 def _encode_each(

@@ -34,7 +34,7 @@ from lowvram.stages.options.pixels import pixels_options
 from lowvram.stages.options.transformer import Steps, transformer_options
 from lowvram.stages.result import OnOutcome, Outcomes
 from lowvram.stages.schedule import scheduler_maker
-from lowvram.stages.starts import begin
+from lowvram.stages.starts import begin, latent_shape
 
 # RSS of a stage before it loads anything, libraries imported: 0.37 to 0.55 GB on Linux here.
 _INTERPRETER_BYTES = 500_000_000
@@ -196,7 +196,7 @@ def _stages(
     family = model.get_family()
     dtypes = {}
     for task, role in ((encode, "text_encoder"), (denoise, "transformer"), (decode, "vae")):
-        upcast = role == "vae" and bool(model.config("vae").get("force_upcast", True))
+        upcast = role == "vae" and model.vae_upcasts
         dtypes[role], _ = choose_dtype(task.dtype, family.component(role).dtype, device, upcast)
 
     if encode.embeds:  # nothing is loaded
@@ -223,8 +223,7 @@ def _stages(
 
     room = find_room(device, denoise.vram, denoise.stage_budget, rates)
     count = min(denoise.batch_size, len(denoise.seeds))
-    configs = {role: model.config(role) for role in ("transformer", "vae")}
-    shape = (count, *family.latent_shape(configs, Size(*denoise.rendered)))
+    shape = (count, *latent_shape(denoise, model))
     number = len(begin(denoise, scheduler_maker(denoise, model)("cpu")))
     batches = -(-len(denoise.seeds) // count)
     beside = family.picture_conditions(Size(*denoise.rendered), denoise.aesthetic_scores)
@@ -251,10 +250,9 @@ def _stages(
 def _encode_image(task: EncodeImageTask, device: torch.device, rates: Rates, every: bool) -> _Stage:
     model = Model.from_record(task.model)
     family = model.get_family()
-    upcast = bool(model.config("vae").get("force_upcast", True))
+    upcast = model.vae_upcasts
     dtype, _ = choose_dtype(task.dtype, family.component("vae").dtype, device, upcast)
-    configs = {role: model.config(role) for role in ("transformer", "vae")}
-    shape = (1, *family.latent_shape(configs, Size(*task.rendered)))
+    shape = (1, *latent_shape(task, model))
     room = find_room(device, task.vram, task.stage_budget, rates)
     asked, pictures = "all" if every else task.encode, len(task.images)
     options = pixels_options(model, asked, dtype, device, room, shape, pictures, direction="encode")

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from lowvram.stages.schedule import SchedulerMaker
 
 # step (from 0), timestep, latents [pictures, channels, height, width]: as diffusers calls it
 Callback = Callable[[int, int, "Tensor"], None]
@@ -110,8 +109,8 @@ def denoise_all(
     on_progress: OnProgress,
     callback: Callback | None,
     on_mark: Callable[[str], None],
-    on_job: "Callable[[Job, SchedulerMaker], None]",
-    checkpoints_of: "Callable[[Job, SchedulerMaker], Checkpoints]",
+    on_job: Callable[[Job], None],
+    checkpoints_of: Callable[[Job], Checkpoints],
     previews_of: Callable[[DenoiseTask], Previews | None],
 ) -> None:
     """Latents of all pictures, group by group and batch by batch.
@@ -125,7 +124,7 @@ def denoise_all(
     before = 0
     for group in groups:
         maker = group.make_scheduler
-        checkpoints = checkpoints_of(group.jobs[0], maker)  # of a group of one, or none
+        checkpoints = checkpoints_of(group.jobs[0])  # of a group of one, or none
         point = _resumed(group.jobs[0], checkpoints)
         before += len(group.jobs[0].finished) * group.steps
         previews = previews_of(group.task)
@@ -163,7 +162,7 @@ def denoise_all(
                 with outcomes.of(picture.job.index), untracked():
                     _keep(picture, made, network)
                     if len(picture.job.finished) == len(picture.job.items):
-                        on_job(picture.job, maker)
+                        on_job(picture.job)
                         picture.job.finished.clear()
 
 

@@ -13,6 +13,7 @@ from lowvram.errors import RequestError, first_line
 from lowvram.families.family import Size
 from lowvram.repository import Model
 from lowvram.request.denoise import DenoiseTask
+from lowvram.request.encode_image import EncodeImageTask
 from lowvram.request.start import steps_done
 from lowvram.stages.interpolate import slerp
 
@@ -92,7 +93,8 @@ def starts_of(
     ]
 
 
-def latent_shape(task: DenoiseTask, model: Model) -> tuple[int, int, int]:
+def latent_shape(task: DenoiseTask | EncodeImageTask, model: Model) -> tuple[int, int, int]:
+    """Channels, height and width of the latents of one picture."""
     configs = {role: model.config(role) for role in ("transformer", "vae")}
     return model.get_family().latent_shape(configs, Size(*task.rendered))
 
