@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TypeVar
 
 import pytest
@@ -13,7 +14,7 @@ import lowvram
 from lowvram import errors
 from lowvram.artifacts import read_header
 from lowvram.families.pixart import FAMILY
-from lowvram.memory.budget import find_room, parse_bytes
+from lowvram.memory.budget import capped, find_room, parse_bytes
 from lowvram.memory.count import LiveBytes
 from lowvram.memory.plan import Option, Room, choose
 from lowvram.memory.rates import assumed
@@ -202,3 +203,26 @@ def test_sizes_are_read(text: str, size: int) -> None:
 def test_odd_sizes_are_refused(text: str) -> None:
     with pytest.raises(errors.RequestError, match=r"--stage-budget .* is not a size"):
         parse_bytes("--stage-budget", text)
+
+
+def test_the_cap_names_the_card_by_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    caps: list[tuple[float, int]] = []
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=100)
+    )
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    monkeypatch.setattr(
+        torch.cuda,
+        "set_per_process_memory_fraction",
+        lambda part, device: caps.append((part, device)),
+    )
+    for name, number in (("cuda", 3), ("cuda:1", 1)):
+        caps.clear()
+        with capped(torch.device(name), Room(50)):
+            pass
+        assert caps == [(0.5, number), (1.0, number)]
+
+
+def test_what_cudnn_says_without_memory_is_out_of_memory() -> None:
+    said = "GET was unable to find an engine to execute this computation"
+    assert errors.is_out_of_memory(RuntimeError(said))
