@@ -105,6 +105,8 @@ _OUT_OF_MEMORY = (
     "CUDNN_STATUS_ALLOC_FAILED",
     "can't allocate memory",
     "not enough memory",
+    # cuDNN, when no algorithm's workspace could be allocated: "GET was unable to find an engine …"
+    "unable to find an engine",
 )
 
 
