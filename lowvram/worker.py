@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import traceback
+from contextlib import suppress
 from dataclasses import asdict
 from typing import IO, Any
 
@@ -71,7 +72,24 @@ def _preload() -> bool:
         import diffusers.models.modeling_utils  # noqa: F401
 
         return True
-    return torch.version.cuda is not None and not torch.cuda.is_initialized()
+    return torch.version.cuda is not None and not _driver_started()
+
+
+def _driver_started() -> bool:
+    """Whether the CUDA driver is up: a child forked from then on cannot use it. Torch knows only of
+    what it has started itself; a library that counts devices starts the driver too, and that opens
+    its device for memory.
+    """
+    import torch
+
+    if torch.cuda.is_initialized():
+        return True
+    with suppress(OSError):  # not Linux, where nothing is forked
+        for descriptor in os.listdir("/proc/self/fd"):
+            with suppress(OSError):  # that of the listing itself
+                if os.readlink(f"/proc/self/fd/{descriptor}").startswith("/dev/nvidia-uvm"):
+                    return True
+    return False
 
 
 def _serve(request: dict[str, Any], events: IO[str], last: bool) -> None:
