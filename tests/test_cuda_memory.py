@@ -20,7 +20,8 @@ from torch import nn
 import lowvram
 from lowvram import component
 from lowvram.families.pixart import FAMILY
-from lowvram.memory.plan import Room
+from lowvram.memory.plan import Need, Room
+from lowvram.memory.predict import Work
 from lowvram.pixels.strips import StripDecode
 from lowvram.repository import resolve
 from lowvram.run import Picture
@@ -117,19 +118,21 @@ def test_out_of_memory_goes_a_step_down(
 
 def test_whole_networks_of_true_size_take_what_was_foretold(true_sizes: Path) -> None:
     model, room = resolve(str(true_sizes)), Room(0, libraries=CUBLAS)
+    ratios = []
     for side in (64, 128):
-        steps = _steps(side)
-        for option in transformer_options(model, "whole", HALF, CUDA, room, steps):
-            work = step_once(FAMILY, option.strategy.savings, steps, "")
-            _compare("transformer", HALF, f"{side} {option.says}", option.need, work)
+        steps, shape = _steps(side), (1, 4, side, side)
+        for placed in transformer_options(model, "whole", HALF, CUDA, room, steps):
+            work = step_once(FAMILY, placed.strategy.savings, steps, "")
+            ratios.append(_ratio("transformer", HALF, f"{side} {placed.says}", placed.need, work))
         for dtype in (HALF, torch.float32):
-            shape = (1, 4, side, side)
-            (option, *_) = pixels_options(model, "whole", dtype, CUDA, room, shape)
-            _compare("vae", dtype, str(side), option.need, decode_once(shape, dtype))
+            (pixels, *_) = pixels_options(model, "whole", dtype, CUDA, room, shape)
+            ratios.append(_ratio("vae", dtype, str(side), pixels.need, decode_once(shape, dtype)))
     for tokens in (20, 300):
         texts, dtype = Texts(1, tokens), torch.bfloat16
-        (option, *_) = encoder_options(model, "whole", dtype, CUDA, room, texts)
-        _compare("text_encoder", dtype, str(tokens), option.need, encode_once(FAMILY, tokens))
+        (weights, *_) = encoder_options(model, "whole", dtype, CUDA, room, texts)
+        work = encode_once(FAMILY, tokens)
+        ratios.append(_ratio("text_encoder", dtype, str(tokens), weights.need, work))
+    assert max(ratios) <= 1.1
 
 
 @pytest.mark.parametrize("dtype", [HALF, torch.float32], ids=str)
@@ -203,8 +206,8 @@ def _network(role: str, dtype: torch.dtype) -> nn.Module:
     return made
 
 
-def _compare(role: str, dtype: torch.dtype, size: str, need: Any, work: Callable[..., Any]) -> None:
-    """The peaks of a piece of work beside those that were foretold."""
+def _ratio(role: str, dtype: torch.dtype, size: str, need: Need, work: Work) -> float:
+    """The peak of a piece of work, to the one that was foretold."""
     network = _network(role, dtype)
     component.flush(CUDA)
     peak, seconds, _ = _measured(partial(work, network, CUDA))
@@ -215,7 +218,7 @@ def _compare(role: str, dtype: torch.dtype, size: str, need: Any, work: Callable
          predicted_reserved=need.reserved, seconds=seconds)  # fmt: skip
     del network
     component.flush(CUDA)
-    assert peak <= 1.1 * need.allocated
+    return peak / need.allocated
 
 
 def _measured(work: Callable[[], Any]) -> tuple[int, float, Any]:
