@@ -38,7 +38,6 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the stage, and for who started us
     events = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # asks without a CUDA context
     logging.getLogger("lowvram").addHandler(_EventHandler(events))
     logging.getLogger("lowvram").setLevel(logging.INFO)
     forks = _preload() and sys.platform == "linux" and "--no-fork" not in sys.argv
@@ -62,12 +61,14 @@ def _preload() -> bool:
     Returns:
         whether the process may be forked: not once a GPU has been touched.
     """
+    # Torch then asks the driver's monitor for GPUs, where counting them would start the driver.
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
     import torch
 
     quiet_libraries()
     import transformers.modeling_utils  # noqa: F401 - diffusers imports it too
 
-    if not torch.accelerator.is_available() and torch.version.cuda is None:
+    if torch.version.cuda is None and not torch.accelerator.is_available():
         # Importing diffusers' models imports bitsandbytes, which touches a GPU where there is one.
         import diffusers.models.modeling_utils  # noqa: F401
 

@@ -253,18 +253,18 @@ def _small(one: Pass, strips: int) -> int:
 
 
 def _workspace(one: ConvPass, held: int, written: int, rates: Rates) -> int:
-    """What cuDNN takes for a 3 x 3 convolution, as fitted on published peaks of VAE decodes."""
-    if rates.device_type != "cuda" or not one.halo:
-        return 0
-    return held + written if rates.itemsize < _FLOAT else max(held, written)
+    """What cuDNN takes for a 3 x 3 convolution: see `memory/predict.py`."""
+    return held + written if rates.device_type == "cuda" and one.halo else 0
 
 
 def _matmul_workspace(rates: Rates) -> int:
-    """What cuBLAS takes at its first use, and then keeps: torch's default for the GPU in use."""
+    """What cuBLAS takes at its first use, and then keeps: torch's default for the GPU in use, and
+    1 MiB for products with a bias.
+    """
     if rates.device_type != "cuda":
         return 0
     hopper = torch.cuda.is_available() and torch.cuda.get_device_capability()[0] >= 9
-    return (32 << 20) if hopper else (8 << 20) + (128 << 10)
+    return (33 << 20) if hopper else (9 << 20) + (128 << 10)
 
 
 def _too_small(room: int, needed: int) -> RequestError:

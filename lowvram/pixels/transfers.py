@@ -101,6 +101,31 @@ class CudaTransfers(Transfers):
         self._written = None
 
 
+class RehearsedTransfers(Transfers):
+    """Holds what `CudaTransfers` holds, when it holds it, and copies nothing."""
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__(device)
+        self._written: Tensor | None = None
+
+    def start(self, strip: Tensor) -> None:
+        """Memory for the strip."""
+        self._coming.append(torch.empty(strip.shape, dtype=strip.dtype, device=self.device))
+
+    def take(self) -> Tensor:
+        """Memory that was asked for."""
+        return self._coming.popleft()
+
+    def write(self, strip: Tensor, computed: Tensor) -> None:
+        """Keep what was computed until the next is written."""
+        self._written = computed.contiguous()
+
+    def finish(self) -> None:
+        """Give all memory up."""
+        super().finish()
+        self._written = None
+
+
 def transfers_for(device: torch.device) -> Transfers:
     """Copies beside the computation on CUDA, plain ones elsewhere."""
     return CudaTransfers(device) if device.type == "cuda" else Transfers(device)

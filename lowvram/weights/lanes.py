@@ -7,7 +7,7 @@
   stream of its own, so that the copy runs beside the computation.
 
 `read` and `send` are called by the reader's thread, `landed`, `done` and `close` by the one that
-computes.
+computes; once a lane `holds_all`, that one may call them all.
 """
 
 from collections.abc import Sequence
@@ -61,6 +61,7 @@ class Lane(Protocol):
 
     slots: int
     held_bytes: int  # on the device
+    holds_all: bool  # every unit is in host memory: `read` waits for nothing
 
     def read(self, index: int, unit: Unit) -> Any:
         """Wait for the file; what `send` needs."""
@@ -85,6 +86,8 @@ class Lane(Protocol):
 
 class MappedLane:
     """Weights are views of the mapped file."""
+
+    holds_all = False
 
     def __init__(self, shards: Shards, units: Sequence[Unit], slots: int) -> None:
         self.shards, self.slots = shards, slots
@@ -113,6 +116,8 @@ class MappedLane:
 
 class ConvertingLane:
     """Weights are converted into buffers in RAM."""
+
+    holds_all = False
 
     def __init__(self, shards: Shards, units: Sequence[Unit], slots: int) -> None:
         largest = max(unit.size for unit in units)
@@ -164,8 +169,15 @@ class CopyingLane:
         self._copied: list[Any] = [None, None]  # when the last copy out of a ring buffer ended
         self._turn = 0
         self._freed: list[Any] = [None] * slots  # when the computation was done with a slot
+        self._views: dict[tuple[int, int], dict[str, Tensor]] = {}  # of a unit in a slot
+        self._count = len(units)
         if self._stream is not None:  # what used this memory before us ends first
             self._stream.wait_stream(torch.cuda.current_stream(device))
+
+    @property
+    def holds_all(self) -> bool:
+        """See `Lane`."""
+        return self._kept is not None and len(self._kept) == self._count
 
     def read(self, index: int, unit: Unit) -> tuple[Tensor, int]:
         """The unit in host memory, and which ring buffer that is."""
@@ -201,7 +213,10 @@ class CopyingLane:
         """See `Lane`."""
         if sent is not None:
             torch.cuda.current_stream(self._slots[slot].device).wait_event(sent)
-        return unit.views(self._slots[slot], self.shards)
+        key = id(unit), slot  # of a unit's tensors three views each: too much for every time
+        if key not in self._views:
+            self._views[key] = unit.views(self._slots[slot], self.shards)
+        return self._views[key]
 
     def done(self, unit: Unit, slot: int) -> None:
         """Note when the computation that is under way has passed the slot."""
@@ -214,6 +229,7 @@ class CopyingLane:
         """See `Lane`; copies under way end first."""
         if self._stream is not None:
             self._stream.synchronize()
+        self._views.clear()
         self._slots.clear()
         self._ring.clear()
         self._kept = None

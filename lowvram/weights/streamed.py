@@ -29,7 +29,7 @@ from lowvram.weights.checkpoint import (
 from lowvram.weights.lanes import Unit, choose_lane
 from lowvram.weights.layout import Blocks, Layout, find_blocks, streaming_modules, unit_bytes
 from lowvram.weights.lockstep import Lockstep
-from lowvram.weights.pump import Pump
+from lowvram.weights.pump import Pump, Relay
 from lowvram.weights.shards import Shards
 
 T = TypeVar("T")
@@ -108,7 +108,7 @@ class Streaming:
     ) -> None:
         self.model, self.inputs = model, HOST if how.parks else device
         self._how, self._shards, self._device = how, shards, device
-        self._pump: Pump | None = None
+        self._pump: Pump | Relay | None = None
         self._groups = 1  # how often the pump brings each block in a pass
         self._read_rows()
         blocks = find_blocks(model, how.blocks)
@@ -151,7 +151,7 @@ class Streaming:
             part = calls[number * together : (number + 1) * together]
             group = self._how.group if self._how.unit == "matrix" else len(part)
             groups = -(-len(part) // group)
-            if self._pump is None or not self._how.repeats or self._groups != groups:
+            if self._must_start(groups):
                 self._start(groups)
 
             def on_block(block: int, done: int = number * last + 1) -> None:
@@ -168,8 +168,16 @@ class Streaming:
         self._lane.close()
         self._shards.close()
 
+    def _must_start(self, groups: int) -> bool:
+        """Whether at the start of a pass what brings the units is not there, or not the right one:
+        no reader is needed any more when all is kept.
+        """
+        if self._pump is None or not self._how.repeats or self._groups != groups:
+            return True
+        return self._lane.holds_all and not isinstance(self._pump, Relay)
+
     def _start(self, groups: int) -> None:
-        """A reader that brings, pass by pass, the units of each block once for every group."""
+        """What brings, pass by pass, the units of each block once for every group."""
         if self._pump is not None:
             self._pump.close()
         order: list[int] = []
@@ -177,7 +185,8 @@ class Streaming:
             order += list(same) * groups
         self._groups = groups
         again = itertools.cycle(order) if self._how.repeats else order
-        self._pump = Pump(self._lane, self._units, again)
+        brings = Relay if self._lane.holds_all else Pump
+        self._pump = brings(self._lane, self._units, again)
 
     @contextmanager
     def _supplied(self, index: int) -> Iterator[None]:
@@ -207,7 +216,7 @@ class Streaming:
         def take(module: nn.Module, inputs: Any) -> None:
             if self._lockstep.is_running:
                 return
-            if self._pump is None or self._groups != 1 or (index == 0 and not self._how.repeats):
+            if self._pump is None or (index == 0 and self._must_start(1)):
                 self._start(1)
             self._take(index)
 

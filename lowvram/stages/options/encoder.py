@@ -10,7 +10,13 @@ from lowvram.families.family import Family
 from lowvram.memory.plan import Need, Option, Room
 from lowvram.memory.predict import Trace, Work, trace
 from lowvram.repository import Model
-from lowvram.stages.options.component import LEFT_TO_ALLOCATOR, need, shapes, stored_bytes
+from lowvram.stages.options.component import (
+    CONVOLUTIONS,
+    LEFT_TO_ALLOCATOR,
+    need,
+    shapes,
+    stored_bytes,
+)
 from lowvram.weights.checkpoint import Weights
 from lowvram.weights.quantized import Quantized
 from lowvram.weights.streamed import Streamed, fit
@@ -49,7 +55,9 @@ def encoder_options(
     component = model.get_family().component("text_encoder")
     network = shapes(model, "text_encoder", dtype)
     stored = stored_bytes(model, "text_encoder", network)
-    traced = trace(network, encode_once(model.get_family(), texts.tokens), component.blocks)
+    library = CONVOLUTIONS["cuda"] if device.type == "cuda" else ""
+    once = encode_once(model.get_family(), texts.tokens)
+    traced = trace(network, once, component.blocks, library)
     if device.type == "cpu":  # where the device is the host, the results stay there
         floats = [each for each in traced.result.values() if each.is_floating_point()]
         results = (texts.count - 1) * sum(each.numel() * each.element_size() for each in floats)

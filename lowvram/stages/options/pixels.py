@@ -12,6 +12,7 @@ from lowvram.memory.plan import Need, Option, Room, show
 from lowvram.memory.predict import Trace, Work, sizes_of, trace
 from lowvram.pixels.blended import BlendedDecode
 from lowvram.pixels.feature_maps import InRam, OnDisk, Place, choose_place
+from lowvram.pixels.rehearsal import rehearse
 from lowvram.pixels.strategy import Pixels
 from lowvram.pixels.strips import (
     Direction,
@@ -23,7 +24,13 @@ from lowvram.pixels.strips import (
 )
 from lowvram.pixels.whole import WholeDecode
 from lowvram.repository import Model
-from lowvram.stages.options.component import CONVOLUTIONS, need, shapes, stored_bytes
+from lowvram.stages.options.component import (
+    CONVOLUTIONS,
+    LEFT_TO_ALLOCATOR,
+    need,
+    shapes,
+    stored_bytes,
+)
 
 ENCODER_HALF = ("encoder", "quant_conv")  # of an AutoencoderKL: not needed to decode
 DECODER_HALF = ("decoder", "post_quant_conv")  # and not to encode
@@ -80,9 +87,7 @@ def pixels_options(
         if asked != "strips":
             yield whole
         if asked != "whole":
-            yield from _strips(
-                vae, dtype, device, room, shape, sum(weights), took, folder, direction
-            )
+            yield from _strips(vae, dtype, device, room, shape, weights, took, folder, direction)
     if asked in ("blended", "all") and direction == "decode":
         yield from _blended(vae, dtype, device, room, shape, weights, batches, stored)
 
@@ -114,7 +119,7 @@ def _strips(
     device: torch.device,
     room: Room,
     shape: tuple[int, ...],
-    weights: int,
+    weights: list[int],
     whole: Need,
     folder: Path | None,
     direction: Direction,
@@ -130,24 +135,61 @@ def _strips(
     places: list[Place] = [choose_place(maps, device.type, folder)]
     if device.type == "cpu" and isinstance(places[0], InRam):
         places.append(OnDisk(folder))  # where the device is the host, maps take from the room
-    rooms = [room.bytes - weights if room.bytes else most, least]
+    rooms = [room.bytes - sum(weights) if room.bytes else most, least]
     for place in places:
         in_room = picture + (maps if isinstance(place, InRam) else 0) if device.type == "cpu" else 0
         for own in dict.fromkeys(max(least, each - in_room) for each in rooms):
+            peaks = None
+            if device.type == "cuda":
+                own, peaks = _fit_strips(
+                    vae, weights, device, room, shape, own, least, direction
+                )
             strip = used_room(*of, device.type, own, direction)
-            held = weights + strip
+            held = sum(weights) + strip
             took = replace(
                 whole,
                 # oneDNN copies a strip into its own layout; of CUDA's libraries `room` knows.
                 allocated=held + in_room + (strip if device.type == "cpu" else 0),
-                reserved=held if device.type == "cuda" else None,
+                reserved=None,
                 host=0 if device.type == "cpu" else maps,
                 transferred=0 if device.type == "cpu" else 2 * _PASSES * maps,
             )
-            says = f"in {show(held)}, {place}"
+            if peaks is not None:
+                took = replace(
+                    took,
+                    allocated=max(held, peaks.allocated),
+                    reserved=max(held, peaks.reserved or 0),
+                )
+            says = f"in {show(took.reserved or held)}, {place}"
             if shape[0] > 1:
                 says += ", one picture at a time whatever the batch size"
             yield Option(StripDecode(own, place), "strips", took, says)
+
+
+def _fit_strips(
+    vae: Any,
+    weights: list[int],
+    device: torch.device,
+    room: Room,
+    shape: tuple[int, ...],
+    own: int,
+    least: int,
+    direction: Direction,
+) -> tuple[int, Need]:
+    """Bytes for strips with which also what a GPU's allocator reserves is within the room, if some
+    have; and what they take of it.
+    """
+    for left in LEFT_TO_ALLOCATOR:
+        fills = max(least, own - int(left * room.bytes))
+
+        def strips(network: Any, fake: torch.device, fills: int = fills) -> None:
+            rehearse(network, (shape[-2], shape[-1]), fills, direction, fake)
+
+        traced = trace(vae, strips, convolutions=CONVOLUTIONS[device.type])
+        found = need(weights, traced, device, room)
+        if not room.bytes or room.holds(found) or fills == least:
+            break
+    return fills, found
 
 
 def _blended(
