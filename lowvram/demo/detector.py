@@ -16,7 +16,8 @@ from scipy import ndimage
 from scipy.optimize import linear_sum_assignment
 
 from .drawing import area, coverage, distances
-from .scenes import CANVASES, COLOURS, PLACES, SHAPES, SIZES, Scene, Thing
+from .reading import Asked
+from .scenes import CANVASES, COLOURS, PLACES, SHAPES, SIZES, Scene
 
 _BORDER = 3  # px; no scene covers more than a fifth of this frame
 _MIN_DISTANCE = 40.0  # RGB distance from the background; less is noise (closest two colours: 102)
@@ -72,36 +73,37 @@ def look(picture: Image.Image) -> Sighting:
     return Sighting(_nearest_colour(ground), tuple(found), picture.size)
 
 
-def verdict(sighting: Sighting, scene: Scene) -> dict[str, bool]:
-    """What of a scene is as asked.
+def verdict(sighting: Sighting, wanted: Scene | Asked) -> dict[str, bool]:
+    """What of a picture is as asked; what a prompt leaves open is left out.
 
-    The scene's objects are matched one to one with those seen, by shape and colour, then by size,
-    then by where they stand. Of these:
+    The objects asked for are matched one to one with those seen, by shape and colour, then by
+    size, then by where they stand. Of these:
 
     - "background": its colour.
     - "count": as many objects as asked for, no more.
     - "shape", "colour", "size": of every object asked for; wrong where one is missing.
     - "place", of a single thing: the nearest place is the one asked for.
-    - "relation", of two things: the first lies in that direction from the second, by less than 45
+    - "relation", of two things: the first lies in that direction from the second, less than 45
       degrees off. Where several equal things stand is not judged.
     - "everything": all of the above.
     """
-    matched = _match(sighting, scene)
-    right = {
-        "background": sighting.background == scene.background,
-        "count": len(sighting.objects) == len(scene.drawn),
-    }
+    asked = Asked.of(wanted) if isinstance(wanted, Scene) else wanted
+    seen = _match(sighting, asked)
+    right = {"count": len(sighting.objects) == len(asked.objects)}
+    if asked.background:
+        right["background"] = sighting.background == asked.background
     for name in ("shape", "colour", "size"):
-        right[name] = all(
-            seen is not None and getattr(seen, name) == getattr(thing, name)
-            for thing, seen in matched
-        )
-    seen = [each for _, each in matched]
-    if scene.kind == "place":
-        right["place"] = seen[0] is not None and place_of(seen[0], sighting.canvas) == scene.place
-    elif scene.kind == "relation":
+        values = [getattr(thing, name) for thing in asked.objects]
+        if any(values):
+            right[name] = all(
+                each is not None and value in (None, getattr(each, name))
+                for value, each in zip(values, seen, strict=True)
+            )
+    if asked.place:
+        right["place"] = seen[0] is not None and place_of(seen[0], sighting.canvas) == asked.place
+    if asked.relation:
         first, second = seen
-        right["relation"] = bool(first and second and relation_of(first, second) == scene.relation)
+        right["relation"] = bool(first and second and relation_of(first, second) == asked.relation)
     return right | {"everything": all(right.values())}
 
 
@@ -119,25 +121,24 @@ def relation_of(first: Seen, second: Seen) -> str:
     return "below" if down > 0 else "above"
 
 
-def _match(sighting: Sighting, scene: Scene) -> list[tuple[Thing, Seen | None]]:
-    """Each object asked for with the one seen that is most like it, if any is left."""
-    things = scene.things if scene.relation else scene.things * scene.count
-    if not sighting.objects:
-        return [(thing, None) for thing in things]
-    likeness = np.zeros((len(things), len(sighting.objects)))
-    for row, (thing, drawn) in enumerate(zip(things, scene.drawn, strict=True)):
+def _match(sighting: Sighting, asked: Asked) -> list[Seen | None]:
+    """For each object asked for the one seen that is most like it, if any is left."""
+    matched: list[Seen | None] = [None] * len(asked.objects)
+    likeness = np.zeros((len(matched), len(sighting.objects)))
+    width, height = sighting.canvas
+    for row, thing in enumerate(asked.objects):
         for column, seen in enumerate(sighting.objects):
             likeness[row, column] = (
                 (seen.shape == thing.shape)
                 + (seen.colour == thing.colour)
                 + 0.1 * (seen.size == thing.size)
-                - 0.01 * math.dist((seen.x, seen.y), (drawn.x, drawn.y)) / max(sighting.canvas)
             )
-    rows, columns = linear_sum_assignment(likeness, maximize=True)
-    partner = {
-        int(row): sighting.objects[column] for row, column in zip(rows, columns, strict=True)
-    }
-    return [(thing, partner.get(index)) for index, thing in enumerate(things)]
+            if asked.centres:
+                at = seen.x / width, seen.y / height
+                likeness[row, column] -= 0.01 * math.dist(at, asked.centres[row])
+    for row, column in zip(*linear_sum_assignment(likeness, maximize=True), strict=True):
+        matched[row] = sighting.objects[column]
+    return matched
 
 
 def _frame_colour(pixels: np.ndarray) -> np.ndarray:
