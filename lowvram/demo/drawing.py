@@ -74,7 +74,7 @@ def coverage(
     down = torch.arange(height, device=x.device) + 0.5
     u = ((across - x[:, None]) / radius[:, None])[:, None, :].expand(-1, height, -1)
     v = ((down - y[:, None]) / radius[:, None])[:, :, None].expand(-1, -1, width)
-    tables = distances().to(x.device)
+    tables = distances(x.device)
     grid = torch.stack([u, v], dim=-1) / _REACH
     found = F.grid_sample(
         tables[shape][:, None], grid, mode="bilinear", padding_mode="border", align_corners=True
@@ -83,8 +83,10 @@ def coverage(
 
 
 @cache
-def distances() -> Tensor:
+def distances(device: torch.device) -> Tensor:
     """Signed distance to each shape's outline in radii, negative inside, [shapes, 384, 384]."""
+    if device.type != "cpu":
+        return distances(torch.device("cpu")).to(device)
     axis = np.linspace(-_REACH, _REACH, _CELLS)
     points = np.stack(np.meshgrid(axis, axis), axis=-1)
     return torch.from_numpy(
@@ -95,7 +97,7 @@ def distances() -> Tensor:
 @cache
 def area(shape: str) -> float:
     """The shape's area at radius 1."""
-    return float((distances()[SHAPES.index(shape)] < 0).sum() * (2 * _REACH / (_CELLS - 1)) ** 2)
+    return float((distances(torch.device("cpu"))[SHAPES.index(shape)] < 0).sum() * (2 * _REACH / (_CELLS - 1)) ** 2)
 
 
 def _distance(shape: str, points: np.ndarray) -> np.ndarray:
