@@ -88,7 +88,7 @@ def verdict(sighting: Sighting, wanted: Scene | Asked) -> dict[str, bool]:
     - "everything": all of the above.
     """
     asked = Asked.of(wanted) if isinstance(wanted, Scene) else wanted
-    seen = _match(sighting, asked)
+    seen = match(sighting, asked)
     right = {"count": len(sighting.objects) == len(asked.objects)}
     if asked.background:
         right["background"] = sighting.background == asked.background
@@ -107,21 +107,7 @@ def verdict(sighting: Sighting, wanted: Scene | Asked) -> dict[str, bool]:
     return right | {"everything": all(right.values())}
 
 
-def place_of(seen: Seen, canvas: tuple[int, int]) -> str:
-    """The place that an object is nearest to."""
-    at = seen.x / canvas[0], seen.y / canvas[1]
-    return min(PLACES, key=lambda name: math.dist(PLACES[name], at))
-
-
-def relation_of(first: Seen, second: Seen) -> str:
-    """Where the first object is, seen from the second."""
-    right, down = first.x - second.x, first.y - second.y
-    if abs(right) >= abs(down):
-        return "right of" if right > 0 else "left of"
-    return "below" if down > 0 else "above"
-
-
-def _match(sighting: Sighting, asked: Asked) -> list[Seen | None]:
+def match(sighting: Sighting, asked: Asked) -> list[Seen | None]:
     """For each object asked for the one seen that is most like it, if any is left."""
     matched: list[Seen | None] = [None] * len(asked.objects)
     likeness = np.zeros((len(matched), len(sighting.objects)))
@@ -139,6 +125,20 @@ def _match(sighting: Sighting, asked: Asked) -> list[Seen | None]:
     for row, column in zip(*linear_sum_assignment(likeness, maximize=True), strict=True):
         matched[row] = sighting.objects[column]
     return matched
+
+
+def place_of(seen: Seen, canvas: tuple[int, int]) -> str:
+    """The place that an object is nearest to."""
+    at = seen.x / canvas[0], seen.y / canvas[1]
+    return min(PLACES, key=lambda name: math.dist(PLACES[name], at))
+
+
+def relation_of(first: Seen, second: Seen) -> str:
+    """Where the first object is, seen from the second."""
+    right, down = first.x - second.x, first.y - second.y
+    if abs(right) >= abs(down):
+        return "right of" if right > 0 else "left of"
+    return "below" if down > 0 else "above"
 
 
 def _frame_colour(pixels: np.ndarray) -> np.ndarray:
@@ -223,7 +223,7 @@ def _fit(share: np.ndarray, colour: str, left: int, top: int) -> Seen:
 @cache
 def _centroids() -> np.ndarray:
     """Where each shape's centroid lies from its centre, in radii, [shapes, 2] (x, y)."""
-    inside = (distances() < 0).numpy()
+    inside = (distances(torch.device("cpu")) < 0).numpy()
     reach = 1.5
     axis = np.linspace(-reach, reach, inside.shape[1])
     total = inside.sum(axis=(1, 2))

@@ -97,7 +97,10 @@ def distances(device: torch.device) -> Tensor:
 @cache
 def area(shape: str) -> float:
     """The shape's area at radius 1."""
-    return float((distances(torch.device("cpu"))[SHAPES.index(shape)] < 0).sum() * (2 * _REACH / (_CELLS - 1)) ** 2)
+    return float(
+        (distances(torch.device("cpu"))[SHAPES.index(shape)] < 0).sum()
+        * (2 * _REACH / (_CELLS - 1)) ** 2
+    )
 
 
 def _distance(shape: str, points: np.ndarray) -> np.ndarray:

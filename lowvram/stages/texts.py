@@ -81,7 +81,7 @@ class Reader:
         for prompt, negative in zip(task.prompts, task.negative_prompts, strict=True):
             if task.model["name"] == "demo" and not reading.understands(prompt):
                 said = f"the prompt “{_shortened(prompt)}”"
-                self._warn(f"{said} has no word that the demo model knows; {reading.VOCABULARY}")
+                self._warn(f"nothing in {said} is known here: {reading.VOCABULARY}")
             read = {
                 "": self._read(prompt, "prompt", task),
                 "negative_": self._read(negative, "negative prompt", task),
