@@ -23,7 +23,7 @@ _BORDER = 3  # px; no scene covers more than a fifth of this frame
 _MIN_DISTANCE = 40.0  # RGB distance from the background; less is noise (closest two colours: 102)
 _MAX_OFF_LINE = 60.0  # RGB distance from all mixtures of two colours; more is a third colour
 _MIN_AREA = 60.0  # px; the smallest object of a scene (a small star) covers about 180
-_MIN_OVERLAP = 0.8  # IoU; a circle taken for a square has 0.9, what has less is no shape
+_MIN_OVERLAP = 0.75  # IoU; drawn shapes have 0.92, blurred ones 0.87: what has less is no shape
 _SHARPEN = 2.0  # of an edge before its shape is fitted: a blurred one is wide
 _EIGHT = np.ones((3, 3), dtype=bool)  # neighbours, corners too
 
@@ -33,7 +33,7 @@ class Seen:
     """An object that was seen.
 
     Attributes:
-        shape: the one whose outline covers the object best; empty where none does by 80 %.
+        shape: the one whose outline covers the object best; empty where none does by 75 %.
         x, y, radius: px, of that outline.
         overlap: intersection over union with it.
     """
