@@ -33,7 +33,7 @@ PLANS = {  # batch, steps, seconds, peak learning rates, averaging, steps betwee
     "cuda": (
         Plan("text", 512, 1000, 60, {"encoder": 2e-3, "readers": 2e-3}, 0.99, 500),
         Plan("vae", 256, 8000, 150, {"vae": 2e-3}, 0.998, 1000),
-        Plan("denoiser", 1024, 16000, 330, {"transformer": 1.2e-3, "text": 1e-4}, 0.999, 1000),
+        Plan("denoiser", 512, 20000, 330, {"transformer": 1.2e-3, "text": 1e-4}, 0.999, 1500),
     ),
     "cpu": (
         Plan("text", 64, 1600, 600, {"encoder": 2e-3, "readers": 2e-3}, 0.99, 200),
