@@ -31,17 +31,17 @@ MODEL = REPOSITORY / "lowvram" / "demo" / "model"
 STAGES = ("text", "vae", "denoiser")
 PLANS = {  # batch, steps, seconds, peak learning rates, averaging, steps between looks
     "cuda": (
-        Plan("text", 512, 3000, 60, {"encoder": 2e-3, "readers": 2e-3}, 0.99, 500),
+        Plan("text", 512, 1000, 60, {"encoder": 2e-3, "readers": 2e-3}, 0.99, 500),
         Plan("vae", 256, 8000, 150, {"vae": 2e-3}, 0.998, 1000),
-        Plan("denoiser", 1024, 16000, 330, {"transformer": 1.2e-3, "text": 1e-4}, 0.999, 1000),
+        Plan("denoiser", 512, 20000, 330, {"transformer": 1.2e-3, "text": 1e-4}, 0.999, 1500),
     ),
     "cpu": (
-        Plan("text", 64, 2400, 600, {"encoder": 2e-3, "readers": 2e-3}, 0.99, 200),
+        Plan("text", 64, 1600, 600, {"encoder": 2e-3, "readers": 2e-3}, 0.99, 200),
         Plan("vae", 8, 12000, 3600, {"vae": 2e-3}, 0.995, 250),
         Plan("denoiser", 64, 40000, 36000, {"transformer": 1.2e-3, "text": 1e-4}, 0.998, 250),
     ),
 }
-SCENES = {"cuda": (240_000, 120_000, 120_000), "cpu": (40_000, 20_000, 20_000)}  # of each canvas
+SCENES = {"cuda": (200_000, 80_000, 80_000), "cpu": (40_000, 20_000, 20_000)}  # of each canvas
 HELD_OUT = 512  # scenes of each canvas
 
 

@@ -4,8 +4,10 @@ import os
 import random
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import get_context
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import T5Tokenizer
@@ -65,14 +67,13 @@ class Corpus:
 def make(tokenizer: T5Tokenizer, count: int, canvas: tuple[int, int], held_out: bool) -> Corpus:
     """The first `count` scenes of a canvas: the same in every run and on every machine."""
     starts = range(0, count, _CHUNK)
-    jobs = [(canvas, held_out, start, min(_CHUNK, count - start)) for start in starts]
-    # Forked before tokenizers or CUDA start threads of their own in this process's children.
+    chunk = partial(_chunk, tokenizer, canvas, held_out, count)
+    # Forked, and so before CUDA starts: importing the libraries again would take longer.
     with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("fork")) as workers:
-        made = list(workers.map(_chunk, jobs))
-    texts = [text for chunk in made for text in chunk[1]]
-    whole = tokens(tokenizer, texts).view(count, CAPTIONS, TOKENS)
-    fragments = tokens(tokenizer, [text for chunk in made for text in chunk[2]])
-    packed, labels = (torch.cat([chunk[index] for chunk in made]) for index in (0, 3))
+        made = list(workers.map(chunk, starts))
+    packed, whole, fragments, labels = (
+        torch.from_numpy(np.concatenate(parts)) for parts in zip(*made, strict=True)
+    )
     return Corpus(canvas, packed, whole, fragments, labels)
 
 
@@ -83,26 +84,29 @@ def scene(canvas: tuple[int, int], held_out: bool, index: int) -> Scene:
 
 def tokens(tokenizer: T5Tokenizer, texts: list[str]) -> Tensor:
     """Texts as padded tokens, [texts, 48], int16; longer ones are cut."""
-    made = tokenizer(
-        texts, padding="max_length", truncation=True, max_length=TOKENS, return_tensors="pt"
-    )
-    return made.input_ids.to(torch.int16)
+    made = tokenizer(texts, padding="max_length", truncation=True, max_length=TOKENS)
+    return torch.from_numpy(np.array(made.input_ids, dtype=np.int16))
 
 
 def _chunk(
-    job: tuple[tuple[int, int], bool, int, int],
-) -> tuple[Tensor, list[str], list[str], Tensor]:
-    """Packed scenes, their whole captions, their fragments and their labels."""
+    tokenizer: T5Tokenizer, canvas: tuple[int, int], held_out: bool, count: int, start: int
+) -> tuple[np.ndarray, ...]:
+    """Some scenes packed, the tokens of their whole captions and fragments, and their labels."""
     torch.set_num_threads(1)
-    canvas, held_out, start, count = job
-    scenes = [scene(canvas, held_out, index) for index in range(start, start + count)]
+    indices = range(start, min(start + _CHUNK, count))
+    scenes = [scene(canvas, held_out, index) for index in indices]
     rng = random.Random(f"captions/{canvas}/{held_out}/{start}")
     whole, fragments = [], []
     for each in scenes:
         texts = [caption(each, rng) for _ in range(CAPTIONS)]
         whole += [decorated(text, rng) if rng.random() < 0.2 else text for text in texts]
         fragments.append(fragment(each, rng))
-    return pack(scenes), whole, fragments, torch.tensor([labels_of(each) for each in scenes])
+    return (
+        pack(scenes).numpy(),
+        tokens(tokenizer, whole).view(-1, CAPTIONS, TOKENS).numpy(),
+        tokens(tokenizer, fragments).numpy(),
+        np.array([labels_of(each) for each in scenes]),
+    )
 
 
 def labels_of(scene: Scene) -> list[int]:
