@@ -36,8 +36,8 @@ def captioned(
     pictures: Sequence[Image.Image], texts: Sequence[str], columns: int, scale: int = 1
 ) -> Image.Image:
     """Pictures of any sizes in rows of `columns`, `scale` times as large, a text below each."""
-    font = ImageFont.load_default(6 + 6 * scale)
-    gap, line = 6 * scale, int(font.size * 1.3)
+    gap, letter = 6 * scale, 6 + 6 * scale
+    font, line = ImageFont.load_default(letter), int(letter * 1.3)
     cell = scale * max(picture.width for picture in pictures)
     letters = int(1.1 * cell / font.getlength("n"))
     lines = [[said for part in text.split("\n") for said in textwrap.wrap(part, letters)]
