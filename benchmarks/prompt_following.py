@@ -15,6 +15,7 @@ the last line on stdout is compact JSON.
 
 import argparse
 import json
+import logging
 import os
 import random
 import sys
@@ -235,6 +236,7 @@ def main() -> int:
         variants = [name.strip() for name in options.variants.split(",")]
         if unknown := set(variants) - set(VARIANTS):
             parser.error(f"no variant {', '.join(sorted(unknown))}: use {', '.join(VARIANTS)}")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # a line for each layer and text
     guidance = options.guidance_scale or resolve("demo").guidance_scale
     way = Way(options.model, float(guidance))
     count = 60 if options.quick else 300
