@@ -43,7 +43,7 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=12, help="prompts")
     parser.add_argument("--sheet", type=Path, help="also put the sheet there")
     options = parser.parse_args()
-    prompts = [prompt for _, prompt in held_out_prompts(options.count, seed=0)]
+    prompts = [prompt for _, prompt in held_out_prompts(options.count, 0, (128, 128))]
     load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as folder:
         seeds = list(range(options.count))

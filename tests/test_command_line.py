@@ -14,6 +14,7 @@ from sd_parsers import ParserManager
 
 import lowvram
 from lowvram import cli, errors
+from lowvram.demo.reading import VOCABULARY
 from lowvram.pixels.png import read_record
 
 
@@ -124,6 +125,21 @@ def test_cut_prompt_is_quoted(
     assert code == 0
     assert "300 fit; dropped from its end" in err
     assert "green hat”" in err
+
+
+@pytest.mark.parametrize("verb", ["run", "encode"])
+def test_a_prompt_that_the_demo_knows_no_word_of_is_told_once(
+    verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It goes on all the same; a prompt with a known word, and another model, are not told."""
+    end = {"run": ("x.png", "--steps", "1", "--in-process"), "encode": ("x.embeds.safetensors",)}
+    rest = ("-o", tmp_path / end[verb][0], *end[verb][1:])
+    code, _, err = run(capsys, verb, "a cat on a mat", "-m", "demo", *rest)
+    assert code == 0
+    told = [line for line in err.splitlines() if VOCABULARY in line]
+    assert told == [f"warning: nothing in the prompt “a cat on a mat” is known here: {VOCABULARY}"]
+    code, _, err = run(capsys, verb, "a cat with a star", "-m", "demo", *rest)
+    assert code == 0 and "is known here" not in err
 
 
 def test_control_tokens_are_plain_text(

@@ -22,7 +22,8 @@ from lowvram.compare.comparison import Compared, Comparison
 from lowvram.compare.differences import TextDifference, compare_texts, follow
 from lowvram.compare.page import page
 from lowvram.compare.variants import variants
-from lowvram.demo.scenes import Scene, draw
+from lowvram.demo.drawing import draw
+from lowvram.demo.scenes import Scene, Thing
 from lowvram.families.pixart import FAMILY
 from lowvram.stages.dispatch import carry_out
 
@@ -139,16 +140,23 @@ def test_the_mean_is_over_tokens_and_not_over_texts() -> None:
 
 def test_prompts_in_the_demos_words_are_judged(rows: dict[str, Compared], tmp_path: Path) -> None:
     following = rows["reference"].following
-    assert following and (following.judged, following.pictures, following.asked) == (1, 2, 4)
-    scene = Scene("star", "blue", "yellow", "top left", "large")
+    assert following and (following.judged, following.pictures, following.asked) == (1, 2, 5)
+    scene = Scene((Thing("star", "blue", "large"),), "yellow", "top left")
     draw(scene).save(tmp_path / "x.png")
     prompts = ["a large blue star in the top left corner, on yellow", "a red star in the centre"]
     judged = follow(prompts, [tmp_path / "x.png"] * 2)
-    assert judged and (judged.asked, judged.found) == (8, 6)
+    assert judged and (judged.asked, judged.found) == (10, 8)
     assert judged.by_attribute["colour"] == [2, 1]
     assert judged.by_attribute["size"] == [1, 1]
+    assert judged.by_attribute["count"] == [2, 2]
+    assert judged.by_attribute["relation"] == [0, 0]
     draw(scene).resize((64, 64)).save(tmp_path / "y.png")
     assert follow(prompts[:1], [tmp_path / "y.png"]) is None
+    ring, cross = Thing("ring", "red"), Thing("cross", "green")
+    draw(Scene((ring, cross), relation="above", canvas=(128, 192))).save(tmp_path / "z.png")
+    judged = follow(["a red ring below a green cross"], [tmp_path / "z.png"])
+    assert judged and (judged.asked, judged.found) == (4, 3)
+    assert judged.by_attribute["relation"] == [1, 0]
 
 
 def test_going_on_does_nothing_again(
@@ -257,7 +265,7 @@ def test_the_table(found: Comparison) -> None:
     assert body["encoder stream"][:6] == ["="] * 6
     assert body["decode blended"][:3] == ["="] * 3
     assert body["decode blended"][3].endswith(" dB")
-    assert body["encoder 4bit"][-1].endswith(" of 4")
+    assert body["encoder 4bit"][-1].endswith(" of 5")
     assert any(line.startswith("encoder 4bit: worst token “") for line in lines)
     assert any("1 of 2 pictures not judged" in line for line in lines)
     assert any(re.match(r"decode strips +decode +strips +float32 +\d", line) for line in lines)

@@ -98,7 +98,8 @@ class Following:
     """How much of what the prompts ask for a judge finds in the pictures (demo model only).
 
     Attributes:
-        asked, found: attributes in all judged pictures: shape, colour, background, place, size.
+        asked, found: attributes in all judged pictures: background, number, shapes, colours, sizes,
+            place, relation.
         by_attribute: the same two numbers for each.
         judged: pictures whose prompt is in the demo's words, of `pictures`.
     """
@@ -184,26 +185,26 @@ def follow(prompts: Sequence[str], pictures: Sequence[Path]) -> Following | None
 
     Args:
         prompts: of each picture.
-        pictures: of 128 x 128 px, or nothing is judged: the judge knows no other size.
+        pictures: of a size in `CANVASES`, or nothing is judged: the judge knows no other.
     """
     from PIL import Image
 
-    from lowvram.demo.detector import look
+    from lowvram.demo.detector import look, verdict
     from lowvram.demo.reading import ATTRIBUTES, asked
-    from lowvram.demo.scenes import CANVAS
+    from lowvram.demo.scenes import CANVASES
 
     counts = {name: [0, 0] for name in ATTRIBUTES}
     judged = 0
     for prompt, path in zip(prompts, pictures, strict=True):
         wanted = asked(prompt)
         with Image.open(path) as picture:
-            if wanted is None or picture.size != (CANVAS, CANVAS):
+            if wanted is None or picture.size not in CANVASES:
                 continue
-            seen = dict(zip(ATTRIBUTES, look(picture).said, strict=True))
+            right = verdict(look(picture), wanted)
         judged += 1
-        for name, value in wanted.items():
+        for name in counts.keys() & right.keys():
             counts[name][0] += 1
-            counts[name][1] += seen[name] == value
+            counts[name][1] += right[name]
     if not judged:
         return None
     asked_for, found = (sum(column) for column in zip(*counts.values(), strict=True))

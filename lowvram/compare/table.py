@@ -117,7 +117,7 @@ def notes(comparison: "Comparison") -> list[str]:
 def _judged(comparison: "Comparison") -> list[str]:
     following = comparison.rows[0].following
     if following is None:
-        return ["as asked: not judged, the prompts are not in the demo's words, or not at 128x128"]
+        return ["as asked: not judged, prompts not in the demo's words, or not at its sizes"]
     left = following.pictures - following.judged
     if left:
         return [f"as asked: {left} of {following.pictures} pictures not judged, their prompts are "

@@ -7,6 +7,7 @@ quantisation by blocks of 64 really applies to it.
 import copy
 import math
 import random
+import re
 import shutil
 from collections import Counter
 from io import BytesIO
@@ -27,10 +28,11 @@ from diffusers.models.upsampling import Upsample2D
 from sentencepiece import sentencepiece_model_pb2
 from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
-from .scenes import CANVAS, caption, random_scene
+from .captions import FILLERS, caption, decorated, fragment
+from .scenes import CANVASES, random_scene
 
 SCALING_FACTOR = 0.13025  # the published VAE's; the demo's latents are whitened to suit it
-LATENT_CHANNELS, LATENT_SIDE = 4, CANVAS // 8
+LATENT_CHANNELS, LATENT_SIDE = 4, CANVASES[0][0] // 8
 
 _TEXT_WIDTH = 128
 _ONE_BEFORE, _ONE_AFTER = 1, 17  # T5's buckets of relative position -1 and +1 (32 buckets)
@@ -52,7 +54,11 @@ def make_tokenizer(folder: Path) -> T5Tokenizer:
     became "o" + "n"). Ids of the special pieces are T5's.
     """
     rng = random.Random(0)
-    captions = [caption(random_scene(rng), rng) for _ in range(20_000)]
+    captions = []
+    for _ in range(20_000):
+        scene = random_scene(rng)
+        captions += [caption(scene, rng), fragment(scene, rng)]
+    captions += [decorated(text, rng) for text in captions[:2000]]
     ascii_characters = "".join(map(chr, range(33, 127)))
     trained = BytesIO()
     sentencepiece.SentencePieceTrainer.train(
@@ -73,7 +79,10 @@ def make_tokenizer(folder: Path) -> T5Tokenizer:
         minloglevel=2,
     )
     model = sentencepiece_model_pb2.ModelProto.FromString(trained.getvalue())
-    uses = Counter(word for text in captions for word in text.replace(",", " , ").split())
+    said = (re.sub("[,.!]", " ", text).split() for text in captions[:-2000])
+    uses = Counter(word for words in said for word in words)
+    uses[","] = sum(text.count(",") for text in captions[:-2000])
+    uses.update(dict.fromkeys(" ".join(FILLERS).split(), 20))
     uses.update(dict.fromkeys(_WORDS.split(), 1))
     known = {piece.piece: piece for piece in model.pieces}
     for word, count in sorted(uses.items()):
@@ -89,19 +98,19 @@ def make_tokenizer(folder: Path) -> T5Tokenizer:
 
 
 def make_text_encoder(tokenizer: T5Tokenizer) -> T5EncoderModel:
-    """T5 v1.1's encoder: 2 layers of width 128, gated GELU.
+    """T5 v1.1's encoder: 3 layers of width 128, gated GELU.
 
-    One head starts out looking at the token before and the other at the token after. From T5's own
-    start the encoder named shapes, places and sizes within 250 steps, yet after 600 steps still
-    guessed which of two colours was the background.
+    Two heads start out looking at the token before and two at the token after. From T5's own start
+    the encoder named shapes, places and sizes within 250 steps, yet after 600 steps still guessed
+    which of two colours was the background.
     """
     config = T5Config(
         vocab_size=64 * math.ceil(len(tokenizer) / 64),
         d_model=_TEXT_WIDTH,
-        d_kv=64,
-        num_heads=2,
-        d_ff=256,
-        num_layers=2,
+        d_kv=32,
+        num_heads=4,
+        d_ff=384,
+        num_layers=3,
         dropout_rate=0.0,
         feed_forward_proj="gated-gelu",
         tie_word_embeddings=False,
@@ -113,8 +122,8 @@ def make_text_encoder(tokenizer: T5Tokenizer) -> T5EncoderModel:
     encoder = T5EncoderModel(config)
     bias = encoder.encoder.block[0].layer[0].SelfAttention.relative_attention_bias.weight
     with torch.no_grad():
-        bias[_ONE_BEFORE, 0] += 4.0
-        bias[_ONE_AFTER, 1] += 4.0
+        bias[_ONE_BEFORE, :2] += 4.0
+        bias[_ONE_AFTER, 2:] += 4.0
     return encoder
 
 
@@ -131,7 +140,7 @@ def make_vae() -> AutoencoderKL:
         layers_per_block=1,
         norm_num_groups=2,
         latent_channels=LATENT_CHANNELS,
-        sample_size=CANVAS,
+        sample_size=8 * LATENT_SIDE,
         scaling_factor=SCALING_FACTOR,
         force_upcast=False,
     )
@@ -190,7 +199,7 @@ def _carry(conv: torch.nn.Conv2d, taps: list[tuple[int, int, float]]) -> None:
 
 
 def make_transformer() -> PixArtTransformer2DModel:
-    """Five layers of width 256 over 4 x 4 patches: 16 tokens to a picture.
+    """Five layers of width 256 over 2 x 2 patches: 64 tokens to a square picture.
 
     As in the published model half of the output channels are a variance that sampling ignores.
     """
@@ -203,7 +212,7 @@ def make_transformer() -> PixArtTransformer2DModel:
         out_channels=2 * LATENT_CHANNELS,
         caption_channels=_TEXT_WIDTH,
         sample_size=LATENT_SIDE,
-        patch_size=4,
+        patch_size=2,
         interpolation_scale=1,
         use_additional_conditions=False,
     )

@@ -1,8 +1,11 @@
 """Pictures as tensors, and many pictures on one sheet."""
 
+import textwrap
+from collections.abc import Sequence
+
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 
@@ -26,4 +29,36 @@ def sheet(pictures: list[Image.Image], columns: int) -> Image.Image:
     for index, picture in enumerate(pictures):
         row, column = divmod(index, columns)
         paper.paste(picture, (column * (width + 2), row * (height + 2)))
+    return paper
+
+
+def captioned(
+    pictures: Sequence[Image.Image], texts: Sequence[str], columns: int, scale: int = 1
+) -> Image.Image:
+    """Pictures of any sizes in rows of `columns`, `scale` times as large, a text below each."""
+    gap, letter = 6 * scale, 6 + 6 * scale
+    font, line = ImageFont.load_default(letter), int(letter * 1.3)
+    cell = scale * max(picture.width for picture in pictures)
+    letters = int(1.1 * cell / font.getlength("n"))
+    lines = [[said for part in text.split("\n") for said in textwrap.wrap(part, letters)]
+             for text in texts]  # fmt: skip
+    rows = [slice(first, first + columns) for first in range(0, len(pictures), columns)]
+    tallest = [scale * max(picture.height for picture in pictures[row]) for row in rows]
+    heights = [
+        tall + line * max(len(said) for said in lines[row]) + 3 * gap
+        for tall, row in zip(tallest, rows, strict=True)
+    ]
+    paper = Image.new("RGB", (columns * (cell + 2 * gap), sum(heights)), "white")
+    pen, top = ImageDraw.Draw(paper), gap
+    for row, tall, height in zip(rows, tallest, heights, strict=True):
+        for column, (picture, said) in enumerate(zip(pictures[row], lines[row], strict=True)):
+            width, own = (scale * side for side in picture.size)
+            left = column * (cell + 2 * gap) + gap + (cell - width) // 2
+            low = top + tall - own
+            paper.paste(picture.resize((width, own), Image.Resampling.NEAREST), (left, low))
+            pen.rectangle((left - 1, low - 1, left + width, low + own), outline="lightgrey")
+            for index, words in enumerate(said):
+                at = left + (width - font.getlength(words)) / 2
+                pen.text((at, top + tall + gap // 2 + index * line), words, "black", font)
+        top += height
     return paper

@@ -6,20 +6,17 @@ import torch
 from diffusers import DPMSolverMultistepScheduler, PixArtTransformer2DModel
 from PIL import Image
 from torch import Tensor, nn
-from transformers import T5Tokenizer
 
-from .detector import look
-from .networks import LATENT_CHANNELS, LATENT_SIDE
+from .detector import look, verdict
+from .networks import LATENT_CHANNELS
 from .scenes import Scene
 from .training import Figures
 
-ATTRIBUTES = ("shape", "colour", "background", "place", "size")
 
-
-def embed(tokenizer: T5Tokenizer, encoder: nn.Module, captions: list[str]) -> tuple[Tensor, Tensor]:
-    """Embeddings [batch, longest, width] and attention mask [batch, longest] of captions."""
-    tokens = tokenizer(captions, padding=True, return_tensors="pt")
-    return encoder(tokens.input_ids, tokens.attention_mask)[0], tokens.attention_mask
+def embed(encoder: nn.Module, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Padded tokens [batch, tokens] -> embeddings [batch, tokens, width] and their mask."""
+    mask = (tokens != 0).long()
+    return encoder(tokens.long(), mask)[0], mask
 
 
 def predict(
@@ -29,7 +26,7 @@ def predict(
     mask: Tensor,
     times: Tensor,
 ) -> Tensor:
-    """The predicted velocity, [batch, 4, 16, 16]."""
+    """The predicted velocity, [batch, 4, height / 8, width / 8]."""
     output = transformer(
         noisy,
         encoder_hidden_states=embeds,
@@ -42,30 +39,35 @@ def predict(
 
 def sample(
     parts: nn.ModuleDict,
-    tokenizer: T5Tokenizer,
     scheduler: DPMSolverMultistepScheduler,
-    captions: list[str],
+    tokens: Tensor,
+    empty: Tensor,
+    canvas: tuple[int, int],
     steps: int = 10,
     guidance: float = 2.0,
 ) -> Tensor:
-    """Latents for captions, as the pipeline would make them, [batch, 4, 16, 16]."""
+    """Latents for `tokens` [batch, tokens], guided away from `empty` [tokens], as the pipeline."""
     scheduler = copy.deepcopy(scheduler)
-    scheduler.set_timesteps(steps)
-    embeds, mask = embed(tokenizer, parts["text"], captions + [""] * len(captions))
-    latents = torch.randn(len(captions), LATENT_CHANNELS, *[LATENT_SIDE] * 2)
+    scheduler.set_timesteps(steps, device=tokens.device)
+    embeds, mask = embed(parts["text"], torch.cat([tokens, empty.expand_as(tokens)]))
+    width, height = canvas
+    latents = torch.randn(
+        len(tokens), LATENT_CHANNELS, height // 8, width // 8, device=tokens.device
+    )
     for time in scheduler.timesteps:
-        times = time.expand(2 * len(captions))
+        times = time.expand(2 * len(tokens))
         velocity = predict(parts["transformer"], latents.repeat(2, 1, 1, 1), embeds, mask, times)
-        told, free = velocity.chunk(2)
+        told, free = velocity.float().chunk(2)
         latents = scheduler.step(free + guidance * (told - free), time, latents).prev_sample
     return latents
 
 
 def judge(pictures: list[Image.Image], scenes: list[Scene]) -> Figures:
     """The share of pictures in which the detector sees what was asked for, by attribute."""
-    seen = [look(picture).said for picture in pictures]
-    right = [
-        sum(a[i] == scene.said[i] for a, scene in zip(seen, scenes, strict=True)) / len(scenes)
-        for i in range(len(ATTRIBUTES))
-    ]
-    return dict(zip(ATTRIBUTES, right, strict=True))
+    rows = [verdict(look(picture), scene) for picture, scene in zip(pictures, scenes, strict=True)]
+    names = sorted({name for row in rows for name in row})
+    shares = {}
+    for name in names:
+        said = [row[name] for row in rows if name in row]
+        shares[name] = sum(said) / len(said)
+    return shares

@@ -1,20 +1,16 @@
-"""The demo model's world: one coloured shape on a coloured background, and ways to say it.
+"""The demo model's world: coloured shapes on a coloured background, and where they stand.
 
-A scene can be drawn (128 x 128 px) and captioned (lower-case English, many phrasings). Ten per cent
-of all (shape, colour, background, place, size) tuples are held out: nothing trains on them.
+A scene holds one thing at a place, one to four equal things, or two things in a relation.
+`captions.py` says it, `drawing.py` draws it, `detector.py` reads it back. A tenth of all
+combinations of shape, colour and place, of count, and of two things and their relation is held
+out: nothing trains on them.
 """
 
 import hashlib
-import itertools
-import math
 import random
-from dataclasses import astuple, dataclass
-from functools import cache
+from dataclasses import dataclass
 
-from PIL import Image, ImageDraw
-
-CANVAS = 128  # px, both sides
-_SUPERSAMPLING = 4  # drawn this much larger, then averaged: 16 grey levels along an edge
+Point = tuple[float, float]
 
 COLOURS: dict[str, tuple[int, int, int]] = {
     "red": (215, 30, 40),
@@ -25,198 +21,154 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "black": (20, 20, 20),
     "orange": (250, 130, 20),
     "purple": (130, 50, 170),
+    "pink": (250, 160, 200),
+    "grey": (130, 130, 130),
 }
-SIZES: dict[str, float] = {"small": 13.5, "medium": 19.5, "large": 28.0}  # radius, px
-PLACES: dict[str, tuple[float, float]] = {  # centre (x, y), px; y grows downwards
-    "top left": (32.0, 32.0),
-    "top": (64.0, 32.0),
-    "top right": (96.0, 32.0),
-    "left": (32.0, 64.0),
-    "centre": (64.0, 64.0),
-    "right": (96.0, 64.0),
-    "bottom left": (32.0, 96.0),
-    "bottom": (64.0, 96.0),
-    "bottom right": (96.0, 96.0),
+SHAPES = ("circle", "square", "triangle", "star", "heart", "cross", "diamond", "ring")
+SIZES: dict[str, float] = {"small": 12.5, "medium": 18.5, "large": 27.0}  # radius, px
+PLACES: dict[str, Point] = {  # centre (x, y) in shares of the canvas; y grows downwards
+    "top left": (0.25, 0.25),
+    "top": (0.5, 0.25),
+    "top right": (0.75, 0.25),
+    "left": (0.25, 0.5),
+    "centre": (0.5, 0.5),
+    "right": (0.75, 0.5),
+    "bottom left": (0.25, 0.75),
+    "bottom": (0.5, 0.75),
+    "bottom right": (0.75, 0.75),
 }
-SHAPES = ("circle", "square", "triangle", "star", "heart", "cross")
+RELATIONS: dict[str, tuple[Point, Point]] = {  # centres of the first and of the second thing
+    "left of": (PLACES["left"], PLACES["right"]),
+    "right of": (PLACES["right"], PLACES["left"]),
+    "above": (PLACES["top"], PLACES["bottom"]),
+    "below": (PLACES["bottom"], PLACES["top"]),
+}
+LAYOUTS: dict[int, tuple[Point, ...]] = {  # centres of two, three and four equal things
+    2: (PLACES["left"], PLACES["right"]),
+    3: (PLACES["top"], PLACES["bottom left"], PLACES["bottom right"]),
+    4: tuple(PLACES[name] for name in ("top left", "top right", "bottom left", "bottom right")),
+}
+CANVASES = ((128, 128), (192, 128), (128, 192))  # width, height, px
+KINDS = ("place", "relation", "count")
 
-_MAX_SHIFT = 2.5  # px, jitter of the centre on each axis
-_MAX_STRETCH = 0.05  # jitter of the radius, as a share of it
+_INVERSE = {"right of": "left of", "below": "above"}
+_MAX_SHIFT = {"place": 2.5, "relation": 1.5, "count": 1.5}  # px, jitter of a centre on each axis
+_MAX_STRETCH = 0.04  # jitter of a radius, as a share of it
 
-_SIZE_WORDS = {
-    "small": ("small", "small", "tiny", "little"),
-    "medium": ("medium", "medium-sized"),
-    "large": ("large", "large", "big", "huge"),
-}
-_SHAPE_WORDS = {
-    "circle": ("circle", "circle", "disc"),
-    "square": ("square",),
-    "triangle": ("triangle",),
-    "star": ("star", "star", "five-pointed star"),
-    "heart": ("heart", "heart", "heart shape"),
-    "cross": ("cross", "cross", "plus sign"),
-}
-_ROWS = {"top": ("top", "top", "upper"), "bottom": ("bottom", "bottom", "lower")}
-_MIDDLE = ("centre", "center", "middle")
-_PREFIXES = ("", "", "", "", "", "a picture of ", "an image of ", "a drawing of ")
+
+@dataclass(frozen=True)
+class Thing:
+    """What a caption says of an object."""
+
+    shape: str
+    colour: str
+    size: str = "medium"
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """An object as it is drawn: centre and radius in px."""
+
+    shape: str
+    colour: str
+    x: float
+    y: float
+    radius: float
 
 
 @dataclass(frozen=True)
 class Scene:
-    """What a caption says, and the jitter it leaves open (shift in px, stretch as a factor)."""
+    """What a caption says, and the jitter it leaves open.
 
-    shape: str
-    colour: str
-    background: str
-    place: str
-    size: str
-    shift_x: float = 0.0
-    shift_y: float = 0.0
-    stretch: float = 1.0
+    Attributes:
+        things: one, or two that stand in `relation`.
+        place: of a single thing that is there once.
+        count: how often a single thing is there, 1 to 4.
+        jitter: of each drawn object (shift x px, shift y px, stretch as a factor); none if empty.
+    """
+
+    things: tuple[Thing, ...]
+    background: str = "white"
+    place: str = "centre"
+    relation: str = ""
+    count: int = 1
+    canvas: tuple[int, int] = (128, 128)
+    jitter: tuple[tuple[float, float, float], ...] = ()
 
     @property
-    def said(self) -> tuple[str, str, str, str, str]:
-        """(shape, colour, background, place, size): what can be read back from a picture."""
-        return astuple(self)[:5]
+    def kind(self) -> str:
+        """One of `KINDS`."""
+        return "relation" if self.relation else "count" if self.count > 1 else "place"
+
+    @property
+    def drawn(self) -> tuple[Drawn, ...]:
+        """The objects in px, in the order of `things` or of `LAYOUTS`."""
+        if self.relation:
+            centres: tuple[Point, ...] = RELATIONS[self.relation]
+        else:
+            centres = LAYOUTS.get(self.count, (PLACES[self.place],))
+        things = self.things if self.relation else self.things * self.count
+        jitter = self.jitter or ((0.0, 0.0, 1.0),) * len(centres)
+        width, height = self.canvas
+        return tuple(
+            Drawn(
+                thing.shape,
+                thing.colour,
+                x * width + shift_x,
+                y * height + shift_y,
+                SIZES[thing.size] * stretch,
+            )
+            for thing, (x, y), (shift_x, shift_y, stretch) in zip(
+                things, centres, jitter, strict=True
+            )
+        )
 
     @property
     def held_out(self) -> bool:
-        """True for the tenth of all tuples, chosen by hash, that no training may see."""
-        return hashlib.sha256("|".join(self.said).encode()).digest()[0] % 10 == 0
+        """True for the tenth of all combinations, chosen by hash, that no training may see.
+
+        Sizes, background and canvas do not count, and "left of" is "right of" the other way round:
+        none of the pictures of a held-out combination was ever trained on.
+        """
+        named = [f"{thing.colour} {thing.shape}" for thing in self.things]
+        joint = self.relation or (f"x{self.count}" if self.count > 1 else self.place)
+        if joint in _INVERSE:
+            named, joint = named[::-1], _INVERSE[joint]
+        return hashlib.sha256("|".join([joint, *named]).encode()).digest()[0] % 10 == 0
 
 
-@cache
-def all_scenes(held_out: bool) -> tuple[Scene, ...]:
-    """Every tuple of the one or the other side of the split, without jitter, in a fixed order."""
-    every = itertools.product(SHAPES, COLOURS, COLOURS, PLACES, SIZES)
-    scenes = (Scene(*said) for said in every if said[1] != said[2])
-    return tuple(scene for scene in scenes if scene.held_out == held_out)
-
-
-def random_scene(rng: random.Random, held_out: bool = False) -> Scene:
+def random_scene(
+    rng: random.Random,
+    held_out: bool = False,
+    kind: str | None = None,
+    canvas: tuple[int, int] | None = None,
+) -> Scene:
     """A scene with jitter from the training side of the split, or from the held-out side."""
-    return Scene(
-        *rng.choice(all_scenes(held_out)).said,
-        shift_x=rng.uniform(-_MAX_SHIFT, _MAX_SHIFT),
-        shift_y=rng.uniform(-_MAX_SHIFT, _MAX_SHIFT),
-        stretch=1.0 + rng.uniform(-_MAX_STRETCH, _MAX_STRETCH),
+    kind = kind or rng.choices(KINDS, (40, 36, 24))[0]
+    canvas = canvas or rng.choices(CANVASES, (3, 1, 1))[0]
+    while True:
+        scene = _any_scene(rng, kind, canvas)
+        if scene.held_out == held_out:
+            return scene
+
+
+def _any_scene(rng: random.Random, kind: str, canvas: tuple[int, int]) -> Scene:
+    background = "white" if rng.random() < 0.15 else rng.choice(tuple(COLOURS))
+    inks = [name for name in COLOURS if name != background]
+    place, relation, count = "centre", "", 1
+    if kind == "relation":
+        relation = rng.choice(tuple(RELATIONS))
+    elif kind == "count":
+        count = rng.choice(tuple(LAYOUTS))
+    else:
+        place = rng.choice(tuple(PLACES))
+    things = tuple(
+        Thing(rng.choice(SHAPES), rng.choice(inks), rng.choice(tuple(SIZES)))
+        for _ in range(2 if relation else 1)
     )
-
-
-def draw(scene: Scene) -> Image.Image:
-    """The scene as an anti-aliased RGB picture, 128 x 128 px."""
-    x, y = PLACES[scene.place]
-    radius = SIZES[scene.size] * scene.stretch
-    mask = shape_mask(scene.shape, x + scene.shift_x, y + scene.shift_y, radius)
-    background = Image.new("RGB", mask.size, COLOURS[scene.background])
-    return Image.composite(Image.new("RGB", mask.size, COLOURS[scene.colour]), background, mask)
-
-
-def shape_mask(shape: str, x: float, y: float, radius: float) -> Image.Image:
-    """Coverage (0..255) of a shape with its centre at (x, y) px: mode L, 128 x 128 px."""
-    large = Image.new("L", (CANVAS * _SUPERSAMPLING, CANVAS * _SUPERSAMPLING), 0)
-    points = [
-        ((x + radius * px) * _SUPERSAMPLING, (y + radius * py) * _SUPERSAMPLING)
-        for px, py in outline(shape)
-    ]
-    ImageDraw.Draw(large).polygon(points, fill=255)
-    return large.reduce(_SUPERSAMPLING)
-
-
-@cache
-def outline(shape: str) -> tuple[tuple[float, float], ...]:
-    """The shape's polygon around its centre, in units of its radius, y downwards.
-
-    The areas are alike (2.3 to 2.9) except for the star and the cross, so size can be told by eye.
-    """
-    turn = 2 * math.pi
-    if shape == "circle":
-        return tuple(
-            (0.95 * math.cos(turn * i / 90), 0.95 * math.sin(turn * i / 90)) for i in range(90)
-        )
-    if shape == "square":
-        return ((-0.82, -0.82), (0.82, -0.82), (0.82, 0.82), (-0.82, 0.82))
-    if shape == "triangle":
-        return ((0.0, -1.0), (1.05, 0.85), (-1.05, 0.85))
-    if shape == "star":
-        radii = (1.05, 0.44)
-        corners = [(radii[i % 2], turn * i / 10) for i in range(10)]
-        return tuple((r * math.sin(angle), 0.05 - r * math.cos(angle)) for r, angle in corners)
-    if shape == "heart":
-        return tuple(_heart_point(turn * i / 90) for i in range(90))
-    if shape == "cross":
-        arm, half = 1.0, 0.34
-        corner = [(half, -arm), (half, -half), (arm, -half), (arm, half), (half, half), (half, arm)]
-        return tuple(corner + [(-px, -py) for px, py in corner])
-    raise ValueError(f"no such shape: {shape!r}; there are {', '.join(SHAPES)}")
-
-
-def _heart_point(t: float) -> tuple[float, float]:
-    """The usual heart curve (x = 16 sin^3 t), scaled to a half width of one radius."""
-    y = 13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t)
-    return math.sin(t) ** 3, -(y + 2.5) / 16
-
-
-def caption(scene: Scene, rng: random.Random) -> str:
-    """One of many ways to say the scene, in lower case.
-
-    A medium size, a central place and a white background go unsaid about half of the time: they
-    are what is drawn when a prompt leaves them open.
-    """
-    silent_size = scene.size == "medium" and rng.random() < 0.6
-    silent_place = scene.place == "centre" and rng.random() < 0.5
-    silent_background = scene.background == "white" and rng.random() < 0.4
-    size = "" if silent_size else rng.choice(_SIZE_WORDS[scene.size])
-    shape = rng.choice(_SHAPE_WORDS[scene.shape])
-    place = "" if silent_place else _say_place(scene.place, rng)
-    ground = "" if silent_background else _say_background(scene.background, rng)
-    named = _article(_join(" ", size, scene.colour, shape))
-    prefix = rng.choice(_PREFIXES)
-    comma = rng.choice((" ", ", "))
-    forms = [
-        prefix + _join(comma, _join(" ", named, ground), place),
-        prefix + _join(comma, _join(" ", named, ground), place),
-        prefix + _join(comma, _join(" ", named, place), ground),
-        prefix + _join(" ", _article(_join(" ", size, shape)), "in", scene.colour, ground, place),
-        _join(", ", ground, _join(" ", named, place)),
-        _join(", ", place, _join(" ", named, ground)),
-        _join(", ", _article(f"{scene.colour} {shape}"), size, ground, place),
-        _join(", ", _join(" ", size, scene.colour, shape), ground, place),
-    ]
-    if ground:
-        canvas = rng.choice(("background", "background", "backdrop"))
-        forms += [
-            _join(" ", _article(f"{scene.background} {canvas}"), "with", named, place),
-            _join(", ", named[named.index(" ") + 1 :], f"{scene.background} {canvas}", place),
-        ]
-    return rng.choice(forms)
-
-
-def _say_place(place: str, rng: random.Random) -> str:
-    if place == "centre":
-        return f"in the {rng.choice(_MIDDLE)}"
-    if place in ("left", "right"):
-        middle = rng.choice(_MIDDLE)
-        forms = (f"on the {place}", f"on the {place} side", f"at the {place}", f"{middle} {place}")
-        return rng.choice(forms)
-    row, _, column = place.partition(" ")
-    row_word = rng.choice(_ROWS[row])
-    if not column:
-        middle = rng.choice(_MIDDLE)
-        return rng.choice((f"at the {row}", f"at the {row}", f"in the {row_word} {middle}"))
-    corner = f"{row_word} {column}"
-    return rng.choice((f"in the {corner}", f"in the {corner} corner", f"at the {corner}", corner))
-
-
-def _say_background(colour: str, rng: random.Random) -> str:
-    before = rng.choice(("on", "on", "on", "over", "against"))
-    background = _article(f"{colour} {rng.choice(('background', 'background', 'backdrop'))}")
-    return rng.choice((f"{before} {background}", f"{before} {background}", f"on {colour}"))
-
-
-def _article(noun_phrase: str) -> str:
-    return f"{'an' if noun_phrase[0] in 'aeiou' else 'a'} {noun_phrase}"
-
-
-def _join(separator: str, *parts: str) -> str:
-    return separator.join(part for part in parts if part)
+    most = _MAX_SHIFT[kind]
+    jitter = tuple(
+        (rng.uniform(-most, most), rng.uniform(-most, most), 1 + rng.uniform(-1, 1) * _MAX_STRETCH)
+        for _ in range(2 if relation else count)
+    )
+    return Scene(things, background, place, relation, count, canvas, jitter)

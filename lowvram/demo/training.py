@@ -3,14 +3,13 @@
 It knows neither pictures nor captions; `scripts/train_demo.py` brings the losses. Under `torchrun`
 every process (a worker) trains on its own batches and gradients are averaged. On two busy cores
 two workers of one thread each waste less than one worker with two threads, whose every operation
-waits for the slower thread.
+waits for the slower thread. A GPU is used where there is one, by one process.
 """
 
 import copy
 import json
 import math
 import os
-import random
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -21,11 +20,11 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 Figures = dict[str, float]
-LossAt = Callable[[random.Random, float], tuple[Tensor, Figures]]
+LossAt = Callable[[float], tuple[Tensor, dict[str, Tensor]]]
 Watch = Callable[[nn.ModuleDict, int], Figures]
 
 _WARM_UP = 0.06  # share of the stage
-_LOG_EVERY = 10  # steps
+_LOG_EVERY = 20  # steps
 _SAVE_EVERY = 180.0  # seconds
 
 
@@ -39,6 +38,7 @@ class Plan:
     """
 
     name: str
+    batch: int  # of all workers together
     steps: int
     seconds: float
     rates: dict[str, float]
@@ -58,6 +58,11 @@ class Log:
         entry = {"stage": stage, "step": step, "seconds": round(seconds, 1), **rounded}
         with self.path.open("a") as lines:
             lines.write(json.dumps(entry) + "\n")
+
+
+def device() -> torch.device:
+    """Where training runs."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def worker() -> int:
@@ -81,34 +86,38 @@ def fit(
 ) -> None:
     """Train `parts` in place and leave the averaged weights in them.
 
-    `loss_at(rng, progress)` gives the loss of one batch; all randomness comes from `rng` and from
-    torch's global generator, both seeded by step and worker, so a resumed run sees the same data.
+    `loss_at(progress)` gives the loss of one batch; all randomness comes from torch's global
+    generator, seeded by step and worker, so a resumed run sees the same data.
     `watch(averaged parts, step)` gives held-out figures for the log. A finished stage is loaded
-    from `folder` instead of trained again.
+    from `folder` instead of trained again. While a file `pause` lies in `folder`, training waits,
+    and its clock too: for measuring something else on the machine.
     """
     finished, unfinished = folder / f"{plan.name}.pt", folder / f"{plan.name}.unfinished.pt"
     if finished.exists():
-        parts.load_state_dict(torch.load(finished, weights_only=True))
+        parts.load_state_dict(torch.load(finished, weights_only=True, map_location=device()))
         return
     groups = [
         {"params": parts[name].parameters(), "peak": rate} for name, rate in plan.rates.items()
     ]
-    optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.98), weight_decay=0.01)
+    fused = device().type == "cuda"
+    optimizer = torch.optim.AdamW(groups, 0.0, betas=(0.9, 0.98), weight_decay=0.01, fused=fused)
     averaged = copy.deepcopy(parts).requires_grad_(False)
     step, spent, saved = 0, 0.0, 0.0
     if unfinished.exists():
-        state = torch.load(unfinished, weights_only=True)
+        state = torch.load(unfinished, weights_only=True, map_location=device())
         parts.load_state_dict(state["parts"])
         averaged.load_state_dict(state["averaged"])
         optimizer.load_state_dict(state["optimizer"])
         step, spent = state["step"], state["seconds"]
         saved = spent
     while (progress := max(step / plan.steps, spent / plan.seconds)) < 1.0:
+        while (folder / "pause").exists():
+            time.sleep(0.2)
         began = time.monotonic()
         torch.manual_seed(step * workers() + worker())
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * _rate(progress)
-        loss, figures = loss_at(random.Random(f"{plan.name}/{step}/{worker()}"), progress)
+        loss, figures = loss_at(progress)
         optimizer.zero_grad()
         loss.backward()
         spent = _average_gradients(parts, spent)
@@ -117,7 +126,8 @@ def fit(
         _average(averaged, parts, min(plan.averaging, (1 + step) / (10 + step)))
         step += 1
         if step % _LOG_EVERY == 0 and worker() == 0:
-            log.write(plan.name, step, spent, loss=loss.item(), norm=norm.item(), **figures)
+            seen = {name: value.item() for name, value in figures.items()}
+            log.write(plan.name, step, spent, loss=loss.item(), norm=norm.item(), **seen)
         if step % plan.watch_every == 0 and worker() == 0:
             log.write(plan.name, step, spent, **watch(averaged, step))
         spent += time.monotonic() - began

@@ -1,0 +1,109 @@
+"""The transformer's stage: it learns to draw what captions say, the text encoder along with it."""
+
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, PixArtTransformer2DModel
+from torch import Tensor, nn
+from torch import distributed as dist
+from torch.nn import functional as F
+from transformers import T5EncoderModel, T5Tokenizer
+
+from . import networks
+from .corpus import CAPTIONS, Corpus, scene, tokens
+from .drawing import paint
+from .pictures import from_tensor, sheet
+from .sampling import embed, judge, predict, sample
+from .training import Figures, Log, Plan, device, fit, save, wait_for_all, worker, workers
+
+_EMPTY, _FRAGMENT = 0.1, 0.22  # shares of empty captions, and of these and fragments
+_JUDGED = 48  # held-out pictures drawn at each look
+
+
+def train_denoiser(
+    plan: Plan,
+    folder: Path,
+    log: Log,
+    tokenizer: T5Tokenizer,
+    text_encoder: T5EncoderModel,
+    vae: AutoencoderKL,
+    seen: list[Corpus],
+    unseen: Corpus,
+    model: Path,
+) -> PixArtTransformer2DModel:
+    """Train the transformer and, slowly, the text encoder; export to `model` at each look."""
+    transformer = networks.make_transformer().to(device())
+    parts = nn.ModuleDict({"transformer": transformer, "text": text_encoder})
+    latents = [latents_of(vae, some, folder / f"latents-{i}.pt") for i, some in enumerate(seen)]
+    unseen_latents = latents_of(vae, unseen, folder / "latents-unseen.pt")
+    empty = tokens(tokenizer, [""])[0].to(device())
+    curve = networks.make_scheduler().alphas_cumprod.to(device())
+
+    def error(parts: nn.ModuleDict, clean: Tensor, texts: Tensor, times: Tensor) -> Tensor:
+        noise = torch.randn_like(clean)
+        signal = curve[times].sqrt()[:, None, None, None]
+        scale = (1 - curve[times]).sqrt()[:, None, None, None]
+        noisy = signal * clean + scale * noise
+        with torch.autocast(device().type, torch.bfloat16, enabled=device().type == "cuda"):
+            embeds, mask = embed(parts["text"], texts)
+            velocity = predict(parts["transformer"], noisy, embeds, mask, times)
+        return F.mse_loss(velocity.float(), signal * noise - scale * clean)
+
+    def loss_at(progress: float) -> tuple[Tensor, dict[str, Tensor]]:
+        # Square pictures in three steps of five, as scenes have it.
+        canvas = int(torch.multinomial(torch.tensor([3.0, 1.0, 1.0]), 1))
+        some, share = seen[canvas], plan.batch // workers()
+        rows = torch.randint(len(some), (share,), device=device())
+        texts = some.whole[rows, torch.randint_like(rows, CAPTIONS)]
+        dice = torch.rand(share, 1, device=device())
+        texts = torch.where(dice < _FRAGMENT, some.fragments[rows], texts)
+        texts = torch.where(dice < _EMPTY, empty, texts)
+        # Half of the timesteps towards the noisy end, where the text decides.
+        even, towards_noise = torch.rand(2, share, device=device())
+        late = torch.rand(share, device=device()) < 0.5
+        times = (1000 * torch.where(late, towards_noise.sqrt(), even)).long().clamp(max=999)
+        return error(parts, latents[canvas][rows], texts, times), {}
+
+    @torch.no_grad()
+    def watch(parts: nn.ModuleDict, step: int) -> Figures:
+        texts = unseen.whole[:, 0]
+        times = torch.full((len(unseen),), 950, device=device())
+        right = error(parts, unseen_latents, texts, times).item()
+        shuffled = error(parts, unseen_latents, texts.roll(1, 0), times).item()
+        made = sample(parts, networks.make_scheduler(), texts[:_JUDGED], empty, unseen.canvas)
+        pixels = vae.decode(made / networks.SCALING_FACTOR).sample.cpu()
+        pictures = [from_tensor(each) for each in pixels]
+        sheet(pictures, columns=12).save(folder / "denoiser.png")
+        networks.export(model, folder / "tokenizer", parts["text"], parts["transformer"], vae)
+        asked = [scene(unseen.canvas, True, index) for index in range(_JUDGED)]
+        return {"held_out_950": right, "shuffled_950": shuffled} | judge(pictures, asked)
+
+    fit(plan, parts, loss_at, watch, folder, log)
+    return transformer
+
+
+@torch.no_grad()
+def latents_of(vae: AutoencoderKL, some: Corpus, path: Path) -> Tensor:
+    """Scaled latents of a corpus, [scenes, 4, height / 8, width / 8]; kept in a file on a CPU."""
+    if path.exists():
+        kept: Tensor = torch.load(path, weights_only=True)["latents"]
+        return kept
+    size = 256 if device().type == "cuda" else 32
+    batches = some.packed.chunk(workers())[worker()].split(size)
+    made = [vae.encode(paint(batch, *some.canvas)).latent_dist.mean for batch in batches]
+    mine = torch.cat(made) * networks.SCALING_FACTOR
+    whole = _gathered(mine)
+    if device().type == "cpu":  # a GPU makes them in seconds
+        if worker() == 0:
+            save({"latents": whole}, path)
+        wait_for_all()
+    return whole
+
+
+def _gathered(mine: Tensor) -> Tensor:
+    """The workers' tensors of one shape, one after the other."""
+    if workers() == 1:
+        return mine
+    everyone = [torch.empty_like(mine) for _ in range(workers())]
+    dist.all_gather(everyone, mine)
+    return torch.cat(everyone)
