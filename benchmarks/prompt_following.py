@@ -9,20 +9,23 @@ A rule-based detector, checked on drawn pictures only, reads every picture. Writ
 
 import argparse
 import json
-import platform
 import random
+import sys
 import tempfile
 import time
 from pathlib import Path
 
 from PIL import Image
 
-import lowvram
-from lowvram.demo.detector import look
-from lowvram.demo.pictures import sheet
-from lowvram.demo.scenes import Scene, caption, random_scene
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # the code beside this file, whatever is installed
 
-RESULTS = Path(__file__).resolve().parent / "results" / "prompt_following.json"
+import lowvram  # noqa: E402
+from benchmarks.machine import RESULTS, recorded, save  # noqa: E402
+from lowvram.demo.detector import look  # noqa: E402
+from lowvram.demo.pictures import sheet  # noqa: E402
+from lowvram.demo.scenes import Scene, caption, random_scene  # noqa: E402
+
 ATTRIBUTES = ("shape", "colour", "background", "place", "size")
 
 
@@ -50,7 +53,7 @@ def measure(
     count: int, seed: int, steps: int | None, guidance_scale: float | None, sheet_path: Path | None
 ) -> dict[str, object]:
     """Draw `count` held-out prompts and judge them; None for the product's default."""
-    asked = held_out_prompts(count, seed)
+    about, asked = recorded(), held_out_prompts(count, seed)
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
         result = lowvram.run(
@@ -72,6 +75,7 @@ def measure(
         sheet(pictures, columns=10).save(sheet_path)
     return {
         "benchmark": "prompt_following",
+        **about,
         "model": "demo",
         "prompts": count,
         "seed": seed,
@@ -79,7 +83,6 @@ def measure(
         "guidance_scale": guidance_scale or "default",
         "right": shares_right([scene for scene, _ in asked], pictures),
         "seconds_per_picture": round(seconds / count, 3),
-        "machine": f"{platform.machine()}, CPU",
     }
 
 
@@ -91,13 +94,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="instead of the model's default")
     parser.add_argument("--guidance-scale", type=float, help="instead of the model's default")
     parser.add_argument("--sheet", type=Path, help="write all pictures to this PNG")
-    parser.add_argument("--output", type=Path, default=RESULTS, help="result file")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the result file")
     options = parser.parse_args()
     figures = measure(
         options.count, options.seed, options.steps, options.guidance_scale, options.sheet
     )
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(figures, indent=2) + "\n")
+    save("prompt_following", figures, options.output)
     print(json.dumps(figures, separators=(",", ":")))
 
 
