@@ -14,7 +14,7 @@ from typing import Any
 from benchmarks.baselines.measure import together
 from benchmarks.baselines.outcome import Failed, Outcome
 from benchmarks.baselines.request import Request
-from benchmarks.full_size import run_once
+from benchmarks.watched import run_once
 
 _TIMEOUT_SECONDS = 7200
 _OUT_OF_MEMORY = 6  # the exit code of errors.MemoryExhaustedError

@@ -13,7 +13,7 @@ from benchmarks.page.sections import SECTIONS
 HEADER = """\
 # Measured side by side
 
-Written by `scripts/benchmarks.py` from the files in [results/](results): measure again, then run
+Written by `scripts/benchmarks_page.py` from the files in [results/](results): measure again, then run
 `scripts/check --fix`. Nothing here was typed in by hand. GB and MB are decimal. An out-of-memory
 and a contender that cannot work are rows, not gaps.
 

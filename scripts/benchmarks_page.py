@@ -1,4 +1,4 @@
-"""Write benchmarks/README.md from benchmarks/results: `python scripts/benchmarks.py`, in `.venv`.
+"""Write benchmarks/README.md from benchmarks/results: `python scripts/benchmarks_page.py`, in `.venv`.
 
 `--check` writes nothing and exits with 1 and one line when the page is stale; `scripts/check` calls
 it. The text depends on the result files and on the code in benchmarks/ only.
