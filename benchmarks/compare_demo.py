@@ -3,9 +3,8 @@
     OMP_NUM_THREADS=1 nice python benchmarks/compare_demo.py --sheet outputs/compare_demo.png
 
 Twelve prompts whose scenes training never saw, each with a seed of its own, through every way of
-each stage and every dtype. Writes `benchmarks/results/compare_demo.json`; the last line on stdout is
-one compact JSON. One thread, because other work on the machine makes two wait for each
-other.
+each stage and every dtype. Writes `benchmarks/results/compare_demo.json`; the last line on stdout
+is one compact JSON. One thread, because other work on the machine makes two wait for each other.
 """
 
 import argparse

@@ -64,9 +64,7 @@ def chosen(rows: dict[str, Row], patterns: Sequence[str] | None) -> dict[str, Ro
     """Rows whose key fits one of the patterns; all where there are none."""
     if patterns is None:
         return rows
-    return {
-        key: row for key, row in rows.items() if any(fnmatch.fnmatch(key, p) for p in patterns)
-    }
+    return {key: row for key, row in rows.items() if any(fnmatch.fnmatch(key, p) for p in patterns)}
 
 
 def measure(row: Row, place: Place) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""Write benchmarks/README.md from benchmarks/results: `python scripts/benchmarks_page.py`, in `.venv`.
+"""Write benchmarks/README.md from benchmarks/results: `python scripts/benchmarks_page.py`.
 
 `--check` writes nothing and exits with 1 and one line when the page is stale; `scripts/check` calls
-it. The text depends on the result files and on the code in benchmarks/ only.
+it. Run it inside `.venv`. The text depends on the result files and the code in benchmarks/ only.
 """
 
 import argparse

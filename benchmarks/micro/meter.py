@@ -36,7 +36,7 @@ HASTE = 20
 def main() -> int:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description="What sampling costs.")
-    parser.add_argument("--repeats", type=int, default=10, help="pairs of each work (default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=10, help="pairs (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=0.5, help="of each piece of work, about")
     options = parser.parse_args()
     timeline._MOST_OVERHEAD = 1.0  # by which a stage's meter limits itself to 1 %

@@ -17,11 +17,11 @@ _TIMES = "{:.2f}".format
 
 @dataclass(frozen=True)
 class Figure:
-    """A measured value, and the published recipe's beside it where that was measured too."""
+    """A measured value, and the published recipe's beside it: a value, how it failed, or None."""
 
     value: float
     where: str
-    published: float | None = None
+    published: float | str | None = None
 
 
 @dataclass(frozen=True)
@@ -58,25 +58,30 @@ def _row(goal: Goal, results: Results) -> Iterator[str]:
     if figure is None:
         yield from (NOT_MEASURED, NOT_MEASURED, "–", "–")
         return
-    yield NOT_MEASURED if figure.published is None else goal.shown(figure.published)
+    theirs = figure.published
+    yield (
+        theirs
+        if isinstance(theirs, str)
+        else NOT_MEASURED
+        if theirs is None
+        else goal.shown(theirs)
+    )
     yield goal.shown(figure.value)
     over = goal.bound - figure.value if goal.at_least else figure.value - goal.bound
     yield f"{goal.shown(over)} ({over / goal.bound:.0%})" if over > 0 else "met"
     yield figure.where
 
 
-def _rows(results: Results) -> dict[str, Any]:
-    return gpu.rows_of(results.get("gpu", {}))
-
-
-def _peak(field: str, size: int, steps: int | None = 20) -> Callable[[Results], Figure | None]:
+def _peak(field: str, size: int) -> Callable[[Results], Figure | None]:
     """The least peak that a run of ours has at that size, and the published recipe's."""
 
     def measure(results: Results) -> Figure | None:
-        rows, fixed = _rows(results), {"size": size} | ({"steps": steps} if steps else {})
-        ours = gpu.least_peak(gpu.find(rows, gpu.OURS, **fixed), field)
-        theirs = gpu.least_peak(gpu.find(rows, gpu.PUBLISHED, **fixed), field)
-        return None if ours is None else Figure(ours, f"gpu.json, {size} px", theirs)
+        found = gpu.entries(results.get("gpu", {}))
+        ours = gpu.least_peak(found, gpu.OURS, size, field)
+        theirs = gpu.least_peak(found, gpu.PUBLISHED, size, field)
+        if ours is None or isinstance(ours, str):
+            return None
+        return Figure(ours, f"gpu.json, {size} px", theirs)
 
     return measure
 
@@ -98,44 +103,39 @@ def _host(results: Results) -> Figure | None:
     return Figure(streamed["peak_rss_above_bytes"], where) if streamed else None
 
 
-def _first_picture(prepared: bool) -> Callable[[Results], Figure | None]:
+def _first_picture(part: str) -> Callable[[Results], Figure | None]:
     """Seconds from command to first picture, cold: ours to the published recipe's."""
 
     def measure(results: Results) -> Figure | None:
-        fixed = {"size": 1024, "steps": 20, "cold": True}
-        theirs = gpu.find(_rows(results), gpu.PUBLISHED, **fixed)
-        ours = gpu.find(_rows(results), gpu.OURS, **fixed, prepared=prepared)
-        if not (ours and theirs):
-            return None
-        times = [min(each["seconds_to_first_picture"] for each in rows) for rows in (ours, theirs)]
-        return Figure(times[0] / times[1], "gpu.json, cold", 1.0)
+        found = gpu.entries(results.get("gpu", {}))
+        ours = gpu.first_picture(found, gpu.OURS, part)
+        theirs = gpu.first_picture(found, gpu.PUBLISHED, "first")
+        return Figure(ours / theirs, "gpu.json, cold", 1.0) if ours and theirs else None
 
     return measure
 
 
 def _step(results: Results) -> Figure | None:
-    """The slowest streamed step to the resident one, transfers as slow as on consumer cards."""
-    ratios = [
-        row["to_resident"] for row in _rows(results).values() if row.get("to_resident") is not None
-    ]
-    return Figure(max(ratios), "gpu.json, throttled") if ratios else None
+    """The slowest streamed step to the resident one, bus and blocks as slow as consumer cards'."""
+    ratios = gpu.step_ratios(gpu.entries(results.get("gpu", {})), "throttled")
+    slow = [ratio for key, ratio in ratios.items() if "block" in key]
+    return Figure(max(slow), "gpu.json, throttled") if slow else None
 
 
 def _throughput(results: Results) -> Figure | None:
-    rows = _rows(results)
-    ours, theirs = (gpu.throughput(rows, each) for each in (gpu.OURS, gpu.OFFLOAD))
-    return Figure(ours / theirs, "gpu.json, 100 prompts") if ours and theirs else None
+    found = gpu.throughput_ratio(gpu.entries(results.get("gpu", {})))
+    return Figure(found[0], f"gpu.json, {found[1]} prompts") if found else None
 
 
 GOALS = (
     Goal("peak allocated, any stage, 1024 px", 0.5e9, _peak("peak_allocated_bytes", 1024)),
     Goal("the same, stretch", 0.27e9, _peak("peak_allocated_bytes", 1024)),
     Goal("process peak, context included, 1024 px", 1e9, _peak("peak_process_bytes", 1024)),
-    Goal("peak allocated, 2048 px", 0.8e9, _peak("peak_allocated_bytes", 2048, None)),
-    Goal("peak allocated, 4096 px", 2e9, _peak("peak_allocated_bytes", 4096, None)),
+    Goal("peak allocated, 2048 px", 0.8e9, _peak("peak_allocated_bytes", 2048)),
+    Goal("peak allocated, 4096 px", 2e9, _peak("peak_allocated_bytes", 4096)),
     Goal("host RAM peak above the interpreter", 2e9, _host),
-    Goal("command to first picture, cold, prepared", 0.5, _first_picture(True), _TIMES),
-    Goal("command to first picture, cold, not prepared", 0.8, _first_picture(False), _TIMES),
+    Goal("command to first picture, cold, prepared", 0.5, _first_picture("prepared"), _TIMES),
+    Goal("command to first picture, cold, not prepared", 0.8, _first_picture("first"), _TIMES),
     Goal("a step, streamed to resident, consumer speed", 1.03, _step, _TIMES),
     Goal(
         "100 prompts at 8 GiB, throughput to model offload", 3.0, _throughput, _TIMES, at_least=True

@@ -8,7 +8,8 @@ from benchmarks.page.tables import gigabytes, rate, seconds, share, table
 
 def reader(document: Mapping[str, Any]) -> str:
     """Bytes a second of each way to read."""
-    return f"A file of {gigabytes(document['bytes'])}, medians of {document['repeats']}.\n\n" + table(
+    told = f"A file of {gigabytes(document['bytes'])}, medians of {document['repeats']}.\n\n"
+    return told + table(
         ("reader", "bandwidth", "of dd's"),
         (
             (name, rate(row["bytes_per_second"]), f"{row['to_dd']:.2f}")

@@ -33,9 +33,10 @@ def streaming(document: Document) -> str:
 def strips(document: Document) -> str:
     """Time and pixels at one size, bytes held at several."""
     told = (
-        f"{document['side']} px, float32, {len(document['seconds']['whole'])} by turns: strips take "
-        f"{document['strips_to_whole']:.2f} of the whole decode's time (medians); largest difference "
-        f"{document['largest_difference']:.1e} at pixels up to {document['largest_pixel']:.1f}.\n\n"
+        f"{document['side']} px, float32, {len(document['seconds']['whole'])} by turns: strips "
+        f"take {document['strips_to_whole']:.2f} of the whole decode's time (medians); largest "
+        f"difference {document['largest_difference']:.1e} at pixels up to "
+        f"{document['largest_pixel']:.1f}.\n\n"
         "Held on a device in float16, counted without one:\n\n"
     )
     return told + table(
@@ -116,9 +117,10 @@ def _variant(variant: Document) -> Iterator[str]:
 def prompt_following(document: Document) -> str:
     """Shares by attribute."""
     right = document["right"]
-    told = f"{document['prompts']} prompts, {seconds(document['seconds_per_picture'])} a picture.\n\n"
+    each = seconds(document["seconds_per_picture"])
+    told = f"{document['prompts']} prompts, {each} a picture.\n\n"
     return told + table(
-        [name.replace("_", " ") for name in right], [[f"{each:.0%}" for each in right.values()]]
+        [name.replace("_", " ") for name in right], [[f"{part:.0%}" for part in right.values()]]
     )
 
 

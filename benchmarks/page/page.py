@@ -13,19 +13,22 @@ from benchmarks.page.sections import SECTIONS
 HEADER = """\
 # Measured side by side
 
-Written by `scripts/benchmarks_page.py` from the files in [results/](results): measure again, then run
-`scripts/check --fix`. Nothing here was typed in by hand. GB and MB are decimal. An out-of-memory
-and a contender that cannot work are rows, not gaps.
+Written by `scripts/benchmarks_page.py` from the files in [results/](results): measure again, then
+run `scripts/check --fix`. Nothing here was typed in by hand. GB and MB are decimal. An
+out-of-memory and a contender that cannot work are rows, not gaps.
 
 `benchmarks/cpu.sh` and `benchmarks/gpu.sh` run the comparisons, `benchmarks/baselines/` has the
 contenders, `benchmarks/micro/` measures parts alone.
 """
-_SIZES = (512, 1024, 2048, 4096)  # px
-_PROMPTS = (1, 10, 100)
-_BUDGETS = (8, 6, 4, 2, 1)  # GiB
-_CONTENDERS = ("published-8bit", "published-4bit", "resident", "model-offload",
-               "sequential-offload", "group-offload-block", "group-offload-leaf",
-               "model-offload-tiling", "model-offload-slicing", "lowvram")  # fmt: skip
+_WANTED = {  # on a GPU
+    "contenders": ("published-8bit", "published-4bit", "resident", "model-offload",
+                   "sequential-offload", "group-offload-block", "group-offload-leaf",
+                   "model-offload-tiling", "model-offload-slicing", "lowvram"),
+    "sizes": ("512 px", "1024 px", "2048 px", "4096 px"),
+    "numbers of prompts": ("1", "10", "100"),
+    "budgets": ("8 GiB", "6 GiB", "4 GiB", "2 GiB", "1 GiB"),
+    "page cache": ("cold", "warm"),
+}  # fmt: skip
 
 Results = Mapping[str, Mapping[str, Any]]
 
@@ -66,27 +69,24 @@ def not_measured(results: Results) -> Iterator[str]:
             yield f"{section.title} (results/{section.name}.json is missing): {section.shows}"
     for goal in unmeasured(results):
         yield f"goal: {goal}"
-    yield from _of_gpu(gpu.rows_of(results.get("gpu", {})).values())
+    yield from _of_gpu(gpu.entries(results.get("gpu", {})))
     measured = results.get("cpu", {}).get("rows") or {}
     missing = [key for key in rows_of("full") if key not in measured]
     if missing:
         yield "on a CPU: " + ", ".join(f"`{key}`" for key in missing)
 
 
-def _of_gpu(found: Any) -> Iterator[str]:
+def _of_gpu(found: list[gpu.Entry]) -> Iterator[str]:
     """Of what shall be compared on a GPU: what no row has, whether it went well or not."""
-    rows = [row for row in found if row.get("contender")]
-    names = {row["contender"] for row in rows}
-    ours = [row for row in rows if row["contender"] == gpu.OURS]
-    limits = {row.get("budget_bytes") or row.get("limit_bytes") for row in ours}
-    wanted = {
-        "contenders": [each for each in _CONTENDERS if each not in names],
-        "sizes": [f"{each} px" for each in _SIZES if each not in {row.get("size") for row in rows}],
-        "numbers of prompts": [
-            str(each) for each in _PROMPTS if each not in {row.get("pictures") for row in rows}
-        ],
-        "budgets": [f"{each} GiB" for each in _BUDGETS if each << 30 not in limits],
+    ours = [entry for entry in found if entry.what == gpu.OURS]
+    have = {
+        "contenders": {entry.what for entry in found},
+        "sizes": {f"{entry.size} px" for entry in found},
+        "numbers of prompts": {str(entry.pictures) for entry in found},
+        "budgets": {f"{entry.bounds.get('budget', 0) / (1 << 30):g} GiB" for entry in ours},
+        "page cache": {entry.cache for entry in found},
     }
-    for what, absent in wanted.items():
+    for what, wanted in _WANTED.items():
+        absent = [each for each in wanted if each not in have[what]]
         if absent:
             yield f"on a GPU, {what}: {', '.join(absent)}"

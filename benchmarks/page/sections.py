@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.page import cpu, gpu, micro, networks
+from benchmarks.page import cpu, gpu_tables, micro, networks
 from benchmarks.page.tables import measured_of, measured_on
 
 Document = Mapping[str, Any]
@@ -32,9 +32,10 @@ class Section:
         rows = document.get("rows")
         by_row = isinstance(rows, dict) and any("recorded" in row for row in rows.values())
         about = measured_of(rows.values()) if by_row and rows else measured_on(document)
+        about = "" if "machines" in document else about  # the body says of which rows each is
         return (
-            f"## {self.title}\n\n{self.shows} Figures: [{self.name}.json](results/{self.name}.json)."
-            f"\n\n```sh\n{self.command}\n```\n\n{about}\n{self.body(document)}"
+            f"## {self.title}\n\n{self.shows} Figures: "
+            f"[{self.name}.json](results/{self.name}.json).\n\n```sh\n{self.command}\n```\n\n{about}\n{self.body(document)}"
         )
 
 
@@ -48,7 +49,7 @@ SECTIONS = (
         "On a GPU: contenders side by side",
         "What people use today against `lowvram`, true sizes, each in a process of its own.",
         "benchmarks/gpu.sh",
-        gpu.body,
+        gpu_tables.body,
     ),
     Section(
         "cpu",

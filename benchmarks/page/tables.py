@@ -8,7 +8,7 @@ NOT_RECORDED = "not recorded"
 _LIBRARIES = ("python", "torch", "transformers", "diffusers", "accelerate", "bitsandbytes")
 
 
-def table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def table(titles: Sequence[str], rows: Iterable[Iterable[str]]) -> str:
     """A Markdown table; bars within a cell are escaped."""
     lines = [list(titles), ["---"] * len(titles), *(list(row) for row in rows)]
     return "\n".join(f"| {' | '.join(_cell(cell) for cell in line)} |" for line in lines) + "\n"
