@@ -11,14 +11,20 @@ CONTENDERS = {
     "sequential-offload": "sequential_offload",
     "group-offload-block": "group_offload",
     "group-offload-leaf": "group_offload",
+    "reference": "reference",
     "lowvram": "lowvram",
 }
 
-# What T5's weights are in, in half precision: outputs are equal within rounding only among those
-# that share it.
-TEXT_ENCODER = {"published-8bit": "8 bits", "published-4bit": "4 bits", "lowvram": "bf16"}
+# What T5 computes in, where it is not what all the rest is loaded in.
+_QUANTISED = {"published-8bit": "8 bits", "published-4bit": "4 bits"}
+_IN_BF16 = ("reference", "lowvram")
 
 
 def text_encoder(contender: str, dtype: str = "fp16") -> str:
-    """What the text encoder computes in: pipelines load it in the dtype of all the rest."""
-    return dtype if dtype != "fp16" else TEXT_ENCODER.get(contender, dtype)
+    """The text encoder's precision: outputs are equal within rounding only where it is the same.
+
+    Args:
+        dtype: that of the run.
+    """
+    own = "bf16" if contender in _IN_BF16 and dtype == "fp16" else dtype
+    return _QUANTISED.get(contender, own)

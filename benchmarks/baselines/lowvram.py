@@ -96,19 +96,8 @@ def _latents(request: Request, images: list[dict[str, Any]]) -> Path:
 
 def _artifact(request: Request) -> Path:
     """Finished latents as `lowvram denoise` would have written them."""
-    from safetensors.torch import load_file
-
-    from lowvram import artifacts
-    from lowvram.swaps import resolve_with
+    from benchmarks.side_by_side.inputs import finished
 
     assert request.latents is not None
-    side = 8 * load_file(request.latents)["latents"].shape[-1]
-    header = artifacts.Header(
-        kind="latents",
-        model=resolve_with(str(request.model)).record(),
-        settings={"requested": [side, side]},
-        items=[{"prompt": "", "negative_prompt": "", "prompt_index": 0, "seed": request.seed}],
-    )
     path = request.output / "finished.latents.safetensors"
-    artifacts.write(path, header, load_file(request.latents))
-    return path
+    return finished(request.latents, request.model, path)

@@ -4,6 +4,7 @@ Nothing is changed in how it works: where the text is encoded and where decoding
 wrapping two of its functions, and the latents by its own callback.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -30,8 +31,17 @@ def load(request: Request, **components: Any) -> Any:
     return pipe
 
 
-def make_pictures(pipe: Any, request: Request, stages: Stages) -> None:
-    """Write a picture for each prompt, or decode the finished latents."""
+def make_pictures(
+    pipe: Any,
+    request: Request,
+    stages: Stages,
+    texts: Sequence[Mapping[str, Any]] | None = None,
+) -> None:
+    """Write a picture for each prompt, or decode the finished latents.
+
+    Args:
+        texts: embeddings by the names of the pipeline's arguments; None to encode the prompts.
+    """
     if request.latents is not None:
         decode_latents(pipe, request, stages)
         return
@@ -42,10 +52,10 @@ def make_pictures(pipe: Any, request: Request, stages: Stages) -> None:
         if step == request.steps - 1:
             kept.append(latents.cpu())
 
-    for index, prompt in enumerate(request.prompts):
+    for index, text in enumerate(texts or [{"prompt": each} for each in request.prompts]):
         stages.enter("encode")
         image = pipe(
-            prompt,
+            **text,
             num_inference_steps=request.steps,
             height=request.size,
             width=request.size,

@@ -10,13 +10,15 @@ alike; the text encoder comes in two files, as in the published 1024 px reposito
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from benchmarks.side_by_side.places import place
 from lowvram.weights.tensor_files import Spec, header
 from scripts.make_checkpoint import DTYPES, Draw, make_checkpoint
 
@@ -41,9 +43,11 @@ def make(folder: Path, size: str, sides: tuple[int, ...], base: int) -> None:
             _link(whole, place(folder, side), side // 8)
 
 
-def place(folder: Path, side: int) -> Path:
-    """Where the checkpoint for pictures of that side lies."""
-    return folder / f"sigma-{side}"
+def main(arguments: Sequence[str]) -> int:
+    """`python -m benchmarks.side_by_side.checkpoint FOLDER SIZE BASE SIDE...`"""
+    folder, size, base, *sides = arguments
+    make(Path(folder), size, tuple(map(int, sides)), int(base))
+    return 0
 
 
 def write_tiled(path: Path, draws: Mapping[str, Draw], dtype: str, seed: str) -> int:
@@ -106,3 +110,7 @@ def _link(whole: Path, folder: Path, cells: int) -> None:
         config = json.loads((part / "config.json").read_text(encoding="utf-8"))
         config |= {"sample_size": cells, "interpolation_scale": cells / _PX_OF_SCALE_1}
         (target / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
