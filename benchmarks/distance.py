@@ -11,21 +11,23 @@ from PIL import Image
 def distance(made: Path, reference: Path) -> dict[str, Any] | None:
     """Levels of 255 and dB over all pictures of two folders, and the error of their latents.
 
+    Names begin with the prompt's number: pictures are compared in their order.
+
     Returns:
         largest and mean difference of a level, PSNR in dB (None where equal), and the relative
-        error of the latents (of the norm; None where either has none). None where the reference
-        has no such pictures.
+        error of the latents (of the norm; None where either has none). None where the folders
+        do not hold the same number of pictures.
     """
-    names = sorted(path.name for path in made.glob("*.png"))
-    if not names or any(not (reference / name).is_file() for name in names):
+    ours, theirs = (sorted(folder.glob("*.png")) for folder in (made, reference))
+    if not ours or len(ours) != len(theirs):
         return None
-    pairs = [(_levels(made / name), _levels(reference / name)) for name in names]
+    pairs = [(_levels(one), _levels(other)) for one, other in zip(ours, theirs, strict=True)]
     if any(one.shape != other.shape for one, other in pairs):
         return None
     apart = np.stack([np.abs(one - other) for one, other in pairs])
     square = float((apart.astype(np.float64) ** 2).mean())
     return {
-        "pictures": len(names),
+        "pictures": len(pairs),
         "largest": int(apart.max()),
         "mean": float(apart.mean()),
         "psnr": 10 * math.log10(255**2 / square) if square else None,

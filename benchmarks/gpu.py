@@ -26,7 +26,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # the code beside this file, whatever is installed
 
-from benchmarks.full_size import machine  # noqa: E402
+from benchmarks.machine import machine, versions  # noqa: E402
 from benchmarks.side_by_side.parts import PARTS, SIDES  # noqa: E402
 from benchmarks.side_by_side.places import is_made  # noqa: E402
 from benchmarks.side_by_side.processes import python  # noqa: E402
@@ -51,7 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     tiny = options.size_of_model == "tiny"
     folder = options.folder.resolve() / f"gpu-{options.size_of_model}"
     results = options.results or (folder if tiny else ROOT / "benchmarks" / "results")
-    store = Store(results / "gpu.json", {**machine(), **card, "model": options.size_of_model})
+    about = {"machine": {**machine(), **card}, "versions": versions()}
+    store = Store(results / "gpu.json", {**about, "model": options.size_of_model})
 
     def px(side: int) -> int:
         return side // _TINY if tiny else side

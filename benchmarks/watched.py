@@ -1,9 +1,9 @@
 """One process of a benchmark: its output, how it ended, and its memory seen from outside.
 
 A process that fails, takes too long or takes the machine's last memory is a result, not an error.
-Memory is that of the whole tree of processes (Linux, /proc). Resident pages of files ("file":
-weights that are mapped, libraries) can be dropped at any time; "anonymous" ones are what the
-processes cannot do without.
+Memory is that of the largest process of its tree (Linux, /proc): a sum would count the pages that a
+forked child shares with its parent twice. Resident pages of files ("file": weights that are mapped,
+libraries) can be dropped at any time; "anonymous" ones are what a process cannot do without.
 """
 
 import os
@@ -112,18 +112,16 @@ class _Watch:
                 return
 
     def _look(self) -> None:
-        now = dict.fromkeys(("anonymous", "file", "resident"), 0)
         for pid in _tree(self._process.pid):
             status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
             fields = dict(line.split(":", 1) for line in status.splitlines())
             for kind, field in (
                 ("anonymous", "RssAnon"), ("file", "RssFile"), ("resident", "VmRSS")
             ):  # fmt: skip
-                now[kind] += int(fields[field].split()[0]) * 1024
+                amount = int(fields[field].split()[0]) * 1024
+                self.peaks[kind] = max(self.peaks.get(kind, 0), amount)
             counters = Path(f"/proc/{pid}/io").read_text(encoding="utf-8")
             self._reads[pid] = int(dict(x.split(": ") for x in counters.splitlines())["read_bytes"])
-        for kind, amount in now.items():
-            self.peaks[kind] = max(self.peaks.get(kind, 0), amount)
 
 
 def _tree(pid: int) -> Iterator[int]:

@@ -156,7 +156,7 @@ def test_distance_counts_levels(tmp_path: Path) -> None:
     assert same is not None
     assert (same["largest"], same["psnr"]) == (0, None)
     (tmp_path / "one" / "picture-000.png").unlink()
-    assert distance(tmp_path / "other", tmp_path / "one") is None
+    assert distance(tmp_path / "other", tmp_path / "one") is None  # nothing to compare with
 
 
 def test_keys_of_a_gpu_say_what_ran() -> None:

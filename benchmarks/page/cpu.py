@@ -17,8 +17,8 @@ def body(document: Mapping[str, Any]) -> str:
     """A table for each part and kind that was measured."""
     rows: Mapping[str, Row] = document["rows"]
     parts = [
-        "“Resident” is the largest peak of one process, “anonymous” what of all of them no file "
-        "stands behind, seen from outside; the seconds are of the whole command, with imports. "
+        "“Resident” is the peak of the largest process, “anonymous” what of it no file stands "
+        "behind, seen from outside; the seconds are of the whole command, with imports. "
         "Distances are from the fp32 one-shot pipeline's pictures.\n"
     ]
     for part, title in _TITLES.items():
@@ -45,7 +45,7 @@ def _contenders(rows: Mapping[str, Row]) -> str:
 
 
 def _contender(key: str, row: Row) -> Iterator[str]:
-    yield row["name"]
+    yield row["name"] + _ways(row)
     yield key.rsplit("/n", 1)[1]
     if not row["ok"]:
         yield from (f"{row['error']}", *[NONE] * 7)
@@ -61,6 +61,12 @@ def _contender(key: str, row: Row) -> Iterator[str]:
         return
     psnr = "equal" if found["psnr"] is None else f"{found['psnr']:.1f} dB"
     yield from (str(found["largest"]), f"{found['mean']:.3f}", psnr)
+
+
+def _ways(row: Row) -> str:
+    """How each stage worked, where the product chose it: the first of its reasons."""
+    reasons = [stage["reasons"][0] for stage in row.get("stages") or [] if stage.get("reasons")]
+    return f" ({', '.join(reason.partition(':')[0] for reason in reasons)})" if reasons else ""
 
 
 def _stages(rows: Mapping[str, Row]) -> str:

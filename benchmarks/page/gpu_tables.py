@@ -22,6 +22,7 @@ _PARTS = {
     "streaming": "A step: weights that stream, and weights that stay",
     "throttled": "The same with a bus, blocks and disks as slow as on consumer cards",
     "predicted": "Foretold and measured",
+    "checkpoint": "Writing the checkpoint",
 }
 _STAGES = ("encode", "denoise", "decode")
 _STEPS = ("streaming", "throttled")
@@ -51,7 +52,8 @@ def _contenders(found: Sequence[Entry]) -> str:
     """Peaks by stage, and of the whole run; seconds where the run was alone on the machine."""
     titles = (
         "contender", "px", "pictures", "page cache", "allocated: encode", "denoise", "decode",
-        "reserved", "process", "RAM", "read", "first picture", "further picture", "whole run",
+        "reserved", "process", "RAM", "anonymous", "read", "first picture", "further picture",
+        "whole run",
     )  # fmt: skip
     return table(titles, (_contender(entry) for entry in found))
 
@@ -60,11 +62,11 @@ def _contender(entry: Entry) -> Iterator[str]:
     yield _name(entry)
     yield from (str(entry.size), str(entry.pictures), entry.cache or NONE)
     if not entry.ok:
-        yield from (str(entry.row.get("error")), *[NONE] * 9)
+        yield from (str(entry.row.get("error")), *[NONE] * 10)
         return
     yield from (gigabytes(entry.stage(n).get("peak_allocated_bytes")) for n in _STAGES)
-    for name in ("peak_reserved_bytes", "peak_process_bytes", "peak_rss_bytes"):
-        yield gigabytes(entry.peak(name))
+    for name in ("reserved", "process", "rss", "anonymous"):
+        yield gigabytes(entry.peak(f"peak_{name}_bytes"))
     whole = entry.stage("all")
     yield gigabytes(whole.get("read_bytes") or entry.row.get("bytes"))
     timed = entry.row.get("timed", True)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.full_size import ROOT, evict
+from benchmarks.watched import ROOT, evict
 
 _READ_BYTES = 1 << 24
 _WEIGHTED = ("text_encoder", "transformer", "vae")
