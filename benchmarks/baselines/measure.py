@@ -152,7 +152,8 @@ def cap(device: "torch.device", limit: int) -> int:
     if room <= 0:
         raise RuntimeError(f"the context alone takes {context} of {limit} bytes")
     total = torch.cuda.get_device_properties(device).total_memory
-    torch.cuda.set_per_process_memory_fraction(min(1.0, room / total), device)
+    index = torch.cuda.current_device()  # by number: this call takes no "cuda" without it
+    torch.cuda.set_per_process_memory_fraction(min(1.0, room / total), index)
     return room
 
 

@@ -1,10 +1,12 @@
 """A checkpoint of true size with random weights, written as fast as the disk takes it.
 
 `scripts/make_checkpoint.py` draws each value: minutes for 22 GB. Here one tile of normal numbers
-is repeated, from another place for each tensor, scaled as that script scales (activations stay
-finite in float16 and bfloat16), by as many threads as there are cores. Shapes, names, sharding
-and tokenizer are that script's. The tile's length is prime, so that no two rows of a matrix are
-alike; the text encoder comes in two files, as in the published 1024 px repository.
+is repeated, from another place for each tensor, by as many threads as there are cores. Values are
+scaled as that script does, so that activations stay finite in float16 and bfloat16; the
+transformer's last layer is weaker still, or latents grow to hundreds and the VAE's maps to half of
+what float16 holds. Shapes, names, sharding and tokenizer are that script's. The tile's length is
+prime, so that no two rows of a matrix are alike; the text encoder comes in two files, as in the
+published 1024 px repository.
 """
 
 import hashlib
@@ -23,7 +25,8 @@ from lowvram.weights.tensor_files import Spec, header
 from scripts.make_checkpoint import DTYPES, Draw, make_checkpoint
 
 _TILE = 16_777_213  # numbers: 64 MiB of float32, and a prime
-_PX_OF_SCALE_1 = 64  # cells: `interpolation_scale` is 0.5, 1, 2, 4 for 256, 512, 1024, 2048 px
+_WEAKER = {"proj_out.weight": 0.3}
+_CELLS_OF_SCALE_1 = 64  # `interpolation_scale` is 0.5, 1, 2, 4 for 256, 512, 1024, 2048 px
 
 
 def make(folder: Path, size: str, sides: tuple[int, ...], base: int) -> None:
@@ -62,16 +65,17 @@ def write_tiled(path: Path, draws: Mapping[str, Draw], dtype: str, seed: str) ->
         count, done = draw.tensor.numel(), 0
         while done < count:
             part = min(_TILE - first, count - done)
-            pieces.append((start + done * kind.itemsize, first, part, draw))
+            scale = draw.deviation * _WEAKER.get(spec.name, 1.0)
+            pieces.append((start + done * kind.itemsize, first, part, scale, draw.mean))
             done, first = done + part, 0
         start += spec.bytes
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
     try:
         os.pwrite(descriptor, head, 0)
 
-        def write(piece: tuple[int, int, int, Draw]) -> None:
-            at, first, part, draw = piece
-            values = tile[first : first + part] * draw.deviation + draw.mean
+        def write(piece: tuple[int, int, int, float, float]) -> None:
+            at, first, part, scale, mean = piece
+            values = tile[first : first + part] * scale + mean
             _pwrite(descriptor, values.to(kind), at)
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -108,7 +112,7 @@ def _link(whole: Path, folder: Path, cells: int) -> None:
             if file.name != "config.json" and not (target / file.name).exists():
                 (target / file.name).symlink_to(file.resolve())
         config = json.loads((part / "config.json").read_text(encoding="utf-8"))
-        config |= {"sample_size": cells, "interpolation_scale": cells / _PX_OF_SCALE_1}
+        config |= {"sample_size": cells, "interpolation_scale": cells / _CELLS_OF_SCALE_1}
         (target / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 

@@ -5,6 +5,9 @@ from pathlib import Path
 
 TOKENS = 21  # of a prompt of a dozen words; the empty text has one
 
+# What a picture's record takes from the settings of denoise, for latents that none has made.
+_SETTINGS = {"timesteps": [], "sigmas": [], "steps": 1, "scheduler": "none", "guidance_scale": 1.0}
+
 
 def embeddings(folder: Path, model: Path) -> Path:
     """Embeddings as `lowvram encode --embeds` takes them from elsewhere: no text encoder is needed.
@@ -72,7 +75,7 @@ def finished(plain: Path, model: Path, path: Path) -> Path:
     header = artifacts.Header(
         kind="latents",
         model=resolve_with(str(model)).record(),
-        settings={"requested": [8 * width, 8 * height]},
+        settings=_SETTINGS | {"requested": [8 * width, 8 * height]},
         items=[
             {"prompt": "", "negative_prompt": "", "prompt_index": index, "seed": 0}
             for index in range(count)

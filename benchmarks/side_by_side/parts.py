@@ -38,7 +38,8 @@ def memory(px: Callable[[int], int], quick: bool) -> list[Plan]:
     row = Plan("memory", "", px(1024), steps=_FEW, timed=False)
     ours = replace(row, contender="lowvram")
     rows = [replace(row, contender="published-8bit", limit=limit) for limit in (CAP, None)]
-    rows += [replace(ours, budget=GIB), replace(ours, budget=CAP)]
+    rows += [replace(ours, budget=GIB), replace(row, contender="reference")]
+    rows += [replace(ours, budget=CAP)]
     rows += [
         replace(row, contender=name, limit=CAP)
         for name in ("published-4bit", "model-offload", "group-offload-block")
@@ -54,7 +55,7 @@ def memory(px: Callable[[int], int], quick: bool) -> list[Plan]:
     if quick:
         return rows
     rows += [replace(row, contender=name, limit=CAP) for name in _ALL_BUT_LOWVRAM]
-    rows += [replace(row, contender="reference"), replace(ours, budget=None)]
+    rows += [replace(ours, budget=None)]
     rows += [replace(ours, size=px(side), budget=2 * GIB) for side in (1024, 2048)]
     return list(dict.fromkeys(rows))
 

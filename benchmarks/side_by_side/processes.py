@@ -56,7 +56,8 @@ def lines_of(
         try:
             with suppress(OSError), process.stdin as stdin:  # it may have died at once
                 stdin.write(given)
-            yield from process.stdout
+            with process.stdout as stdout:
+                yield from stdout
             process.wait()
         finally:
             alarm.cancel()

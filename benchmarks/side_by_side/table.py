@@ -35,7 +35,9 @@ def brief(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def seconds_of(row: Mapping[str, Any]) -> float | None:
-    """To the first picture; of rows that make none a step's, or all of it."""
+    """To the first picture; of rows that make none a step's, or all of it. None if not timed."""
+    if row.get("timed") is False:
+        return None
     names = ("seconds_to_first_picture", "seconds_per_step", "seconds", "wall_seconds")
     return next((row[name] for name in names if row.get(name) is not None), None)
 
