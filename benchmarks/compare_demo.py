@@ -3,13 +3,11 @@
     OMP_NUM_THREADS=1 nice python benchmarks/compare_demo.py --sheet outputs/compare_demo.png
 
 Twelve prompts whose scenes training never saw, each with a seed of its own, through every way of
-each stage and every dtype. Writes `benchmarks/results/compare_demo.json` and `.md`; the last line
-on stdout is one compact JSON. One thread, because other work on the machine makes two wait for each
-other.
+each stage and every dtype. Writes `benchmarks/results/compare_demo.json`; the last line on stdout
+is one compact JSON. One thread, because other work on the machine makes two wait for each other.
 """
 
 import argparse
-import datetime
 import json
 import os
 import shutil
@@ -22,11 +20,9 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # the code beside this file, whatever is installed
 
 import lowvram  # noqa: E402
-from benchmarks.full_size import machine  # noqa: E402
+from benchmarks.machine import recorded, save  # noqa: E402
 from benchmarks.prompt_following import held_out_prompts  # noqa: E402
-from lowvram.memory.report_files import to_text  # noqa: E402
 
-RESULTS = ROOT / "benchmarks" / "results"
 VARY: Any = {
     "encoder_weights": ["whole", "8bit", "4bit", "stream"],
     "transformer_weights": ["whole", "stream"],
@@ -44,7 +40,7 @@ def main() -> int:
     parser.add_argument("--sheet", type=Path, help="also put the sheet there")
     options = parser.parse_args()
     prompts = [prompt for _, prompt in held_out_prompts(options.count, 0, (128, 128))]
-    load = os.getloadavg()[0]
+    about = recorded()
     with tempfile.TemporaryDirectory() as folder:
         seeds = list(range(options.count))
         found = lowvram.compare(prompts, "demo", folder, vary=VARY, seed=seeds, images_per_prompt=1)
@@ -53,17 +49,13 @@ def main() -> int:
             shutil.copyfile(found.sheet, options.sheet)
     document = {
         "benchmark": "compare_demo",
-        "date": datetime.date.today().isoformat(),
-        "load_average_before": load,
-        "machine": {**machine(), "threads": os.environ.get("OMP_NUM_THREADS", "all cores")},
+        **about,
+        "threads": os.environ.get("OMP_NUM_THREADS", "all cores"),
         "pictures": found.to_json()["pictures"],
         "settings": found.to_json()["settings"],
         "variants": [_short(each) for each in found.to_json()["variants"]],
     }
-    (RESULTS / "compare_demo.json").write_text(to_text(document), encoding="utf-8")
-    told = f"`benchmarks/compare_demo.py`, {document['date']}, {_on(document['machine'])}."
-    page = f"# The demo model in several ways\n\n{told}\n\n```text\n{found.table()}\n```\n"
-    (RESULTS / "compare_demo.md").write_text(page, encoding="utf-8")
+    save("compare_demo", document)
     print(json.dumps([_line(each) for each in document["variants"]], separators=(",", ":")))
     return 0
 
@@ -89,10 +81,6 @@ def _line(variant: dict[str, Any]) -> dict[str, Any]:
         "psnr": (pictures or {}).get("psnr"),
         "found": following and following["found"],
     }
-
-
-def _on(machine: dict[str, Any]) -> str:
-    return f"{machine['cores']} cores ({machine['cpu']}), torch {machine['torch']}"
 
 
 if __name__ == "__main__":

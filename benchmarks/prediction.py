@@ -6,7 +6,7 @@ Each case is a stage of the product, in this process, on the demo model or on a 
 with random weights (T5 of 6 layers x 512, PixArt of 6 x 576, an SDXL VAE of a quarter of its
 channels). Measured is the peak of torch's CPU allocator, from the profiler's record of every
 allocation and of every thread, while the stage computes, beside the weights that it holds.
-Results go to `benchmarks/results/prediction.json` and `.md`; the last line on stdout is one compact
+Results go to `benchmarks/results/prediction.json`; the last line on stdout is one compact
 JSON.
 """
 
@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
@@ -27,6 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # the code beside this file, whatever is installed
 
 import lowvram  # noqa: E402
+from benchmarks.machine import recorded, save  # noqa: E402
 from lowvram import component  # noqa: E402
 from lowvram.families.pixart import FAMILY, SDXL_VAE, T5_XXL, XL_2  # noqa: E402
 from lowvram.stages.options import transformer  # noqa: E402
@@ -43,14 +43,13 @@ MID = {
     "vae": SDXL_VAE | {"block_out_channels": [32, 64, 128, 128]},
     "scheduler": FAMILY.tiny_configs["scheduler"],
 }
-RESULTS = ROOT / "benchmarks" / "results"
 
 
 def main() -> int:
     """Return 1 where a case took more than 1 % over what was foretold."""
     parser = argparse.ArgumentParser(description="Compare foretold with measured peaks.")
     parser.add_argument("--folder", type=Path, default=ROOT / ".checkpoints", help="%(default)s")
-    folder = parser.parse_args().folder
+    folder, about = parser.parse_args().folder, recorded()
     with mock.patch.object(type(FAMILY), "tiny_configs", MID):
         make_checkpoint(folder / "mid", shard="20MB")
     work = folder / "prediction"
@@ -61,10 +60,7 @@ def main() -> int:
         rows += [{"model": model, **row} for row in cases(name, sizes, work)]
     for row in rows:
         row["error"] = row["measured_bytes"] / row["foretold_bytes"] - 1
-    document = {"benchmark": "prediction", "torch": torch.__version__, "rows": rows}
-    (RESULTS / "prediction.json").write_text(json.dumps(document, indent=2) + "\n", "utf-8")
-    (RESULTS / "prediction.md").write_text(markdown(rows), "utf-8")
-    print(markdown(rows))
+    save("prediction", {"benchmark": "prediction", **about, "rows": rows})
     errors = sorted(row["error"] for row in rows)
     brief = {"benchmark": "prediction", "cases": len(rows), "least": errors[0], "most": errors[-1]}
     print(json.dumps(brief, separators=(",", ":")))
@@ -157,25 +153,6 @@ def finished(row: dict[str, Any]) -> dict[str, Any]:
     """The row with what its stage had foretold."""
     foretold = row.pop("report").predicted
     return {**row, "foretold_bytes": foretold["peak_allocated_bytes"]}
-
-
-def markdown(rows: list[dict[str, Any]]) -> str:
-    """The results as a page."""
-    lines = [
-        "# Foretold and measured peaks",
-        "",
-        "Written by `benchmarks/prediction.py`. Measured by torch's CPU allocator, weights "
-        "included; the difference is of measured to foretold.",
-        "",
-        "| model | stage | case | foretold | measured | difference |",
-        "|---|---|---|---|---|---|",
-    ]
-    lines += [
-        f"| {row['model']} | {row['stage']} | {row['case']} | {row['foretold_bytes'] / 1e6:.2f} MB "
-        f"| {row['measured_bytes'] / 1e6:.2f} MB | {row['error']:+.2%} |"
-        for row in rows
-    ]
-    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

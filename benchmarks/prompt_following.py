@@ -16,7 +16,6 @@ the last line on stdout is compact JSON.
 import argparse
 import json
 import logging
-import os
 import random
 import sys
 import tempfile
@@ -35,8 +34,8 @@ sys.path.insert(0, str(ROOT))  # the code beside this file, whatever is installe
 
 import lowvram  # noqa: E402
 from benchmarks.following_page import page  # noqa: E402
-from benchmarks.full_size import machine  # noqa: E402
 from benchmarks.guidance import empty_prompt, negative_prompts  # noqa: E402
+from benchmarks.machine import recorded  # noqa: E402
 from lowvram.demo.captions import caption  # noqa: E402
 from lowvram.demo.detector import (  # noqa: E402
     Sighting,
@@ -244,7 +243,7 @@ def main() -> int:
         "benchmark": "prompt_following",
         "date": datetime.now(UTC).date().isoformat(),
         "model": "demo" if options.model == "demo" else Path(options.model).name,
-        "machine": machine() | {"load_average_before": os.getloadavg()[0]},
+        **recorded(),
         "prompts": count,
         "guidance_scale": way.guidance_scale,
     }
@@ -258,7 +257,11 @@ def main() -> int:
         output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
         output.with_suffix(".md").write_text(page(document), encoding="utf-8")
-    shown = {name: value for name, value in document.items() if name not in ("machine", "wrong")}
+    shown = {
+        name: value
+        for name, value in document.items()
+        if name not in ("machine", "versions", "wrong")
+    }
     print(json.dumps(shown, separators=(",", ":")))
     return 0
 

@@ -21,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # the code beside this file, whatever is installed
 
+from benchmarks.machine import recorded, save  # noqa: E402
 from lowvram.families.pixart import FAMILY  # noqa: E402
 from lowvram.memory.predict import Work, trace, without_storage  # noqa: E402
 from lowvram.stages.options.transformer import Steps, step_once  # noqa: E402
@@ -34,7 +35,8 @@ TOKENS = 27  # of the longest text
 
 def main() -> int:
     """Count, print, write."""
-    document: dict[str, Any] = {"benchmark": "savings", "dtype": "float16", "tokens": TOKENS}
+    document: dict[str, Any] = {"benchmark": "savings", **recorded()}
+    document |= {"dtype": "float16", "tokens": TOKENS}
     network = without_storage(make)
     document["peak_bytes"] = {
         side: {
@@ -51,8 +53,7 @@ def main() -> int:
         for side in (512, 1024)
         for tokens in (TOKENS, 300)
     }
-    path = ROOT / "benchmarks" / "results" / "savings.json"
-    path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    save("savings", document)
     print(json.dumps(document, separators=(",", ":")))
     return 0
 

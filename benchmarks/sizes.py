@@ -15,10 +15,10 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from benchmarks.machine import recorded, save
 from lowvram.families.pixart import _bins
 from lowvram.pixels.fit import cover_size
 
-RESULT = Path(__file__).parent / "results" / "sizes.json"
 CELLS = (32, 64, 128, 256)
 SIDES = np.arange(256, 4097)
 
@@ -42,6 +42,7 @@ def diffusers_size(
 
 def main() -> int:
     """Count, write, print."""
+    about = recorded()
     total = wrong_there = wrong_here = differs = 0
     for cells in CELLS:
         for to_height in SIDES.tolist():
@@ -59,14 +60,16 @@ def main() -> int:
             size = cover_size(int(width[at]), int(height[at]), int(SIDES[at]), to_height)
             assert size == (ours_width[at], ours_height[at]), (cells, SIDES[at], to_height)
     result: dict[str, Any] = {
+        "benchmark": "sizes",
+        **about,
         "sizes": total,
         "wrong_in_diffusers": wrong_there,
         "wrong_in_diffusers_part": round(wrong_there / total, 4),
         "wrong_here": wrong_here,
         "not_as_diffusers_where_it_is_right": differs,
     }
-    RESULT.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(result))
+    save("sizes", result)
+    print(json.dumps(result, separators=(",", ":")))
     return 0
 
 

@@ -18,7 +18,8 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # the code beside this file, whatever is installed
 
-from benchmarks.full_size import evict, machine  # noqa: E402
+from benchmarks.machine import recorded, save  # noqa: E402
+from benchmarks.watched import evict  # noqa: E402
 from lowvram.families.pixart import FAMILY  # noqa: E402
 from lowvram.memory.meter import Meter  # noqa: E402
 from lowvram.memory.process import peak_rss_bytes  # noqa: E402
@@ -38,7 +39,7 @@ def main() -> int:
     parser.add_argument("--tokens", type=int, nargs="+", default=TOKENS, help="of each text")
     options = parser.parse_args()
     folder = options.folder / "text_encoder"
-    size = evict(folder)
+    about, size = recorded(), evict(folder)
     rows = {"read": {"seconds": read(folder)}}
     component = FAMILY.component("text_encoder")
     stream = Streamed(torch.bfloat16, component.blocks, parks=True)
@@ -53,11 +54,10 @@ def main() -> int:
         rows[name] = encode(weights, folder, options.tokens)
     bound = max(rows["read"]["seconds"], rows["compute"]["seconds"])
     ratios = {n: rows[n]["seconds"] / bound for n in rows if n.startswith("stream")}
-    document = {"benchmark": "streaming", "bytes": size, "tokens": list(options.tokens)}
-    document |= {"rows": rows, "stream_to_larger": ratios, "machine": machine()}
-    path = ROOT / "benchmarks" / "results" / "streaming.json"
-    path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps({k: v for k, v in document.items() if k != "machine"}, separators=(",", ":")))
+    document = {"benchmark": "streaming", **about, "bytes": size, "tokens": list(options.tokens)}
+    document |= {"rows": rows, "stream_to_larger": ratios}
+    save("streaming", document)
+    print(json.dumps(document, separators=(",", ":")))
     return 0
 
 

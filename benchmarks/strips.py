@@ -9,7 +9,6 @@ float16. The last line is one compact JSON, which also goes to `benchmarks/resul
 
 import argparse
 import json
-import os
 import statistics
 import sys
 import time
@@ -21,7 +20,7 @@ from diffusers import AutoencoderKL
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # the code beside this file, whatever is installed
 
-from benchmarks.full_size import machine  # noqa: E402
+from benchmarks.machine import recorded, save  # noqa: E402
 from lowvram.families.pixart import FAMILY  # noqa: E402
 from lowvram.memory.count import LiveBytes, fake_device  # noqa: E402
 from lowvram.pixels.feature_maps import InRam  # noqa: E402
@@ -39,12 +38,10 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--count", type=int, nargs="*", default=[256, 512, 1024])
     options = parser.parse_args()
-    document = {"benchmark": "strips", "load_average_before": os.getloadavg()[0]}
+    document = {"benchmark": "strips", **recorded()}
     document |= timed(options.side, options.repeats)
     document["device_bytes"] = {side: counted(side) for side in options.count}
-    path = ROOT / "benchmarks" / "results" / "strips.json"
-    full = {**document, "machine": machine()}
-    path.write_text(json.dumps(full, indent=2) + "\n", encoding="utf-8")
+    save("strips", document)
     print(json.dumps(document, separators=(",", ":")))
     return 0
 

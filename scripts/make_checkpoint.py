@@ -17,7 +17,7 @@ import math
 import re
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -72,6 +72,9 @@ class Draw:
             yield piece.normal_(self.mean, self.deviation, generator=generator)
 
 
+WriteWeights = Callable[[Path, Mapping[str, Draw], str, str], int]
+
+
 def make_checkpoint(
     folder: Path,
     size: str = "tiny",
@@ -81,6 +84,7 @@ def make_checkpoint(
     shard: str = "5GB",
     seed: int = 0,
     family: str = "pixart-sigma",
+    write_weights: "WriteWeights | None" = None,
 ) -> None:
     """Write the components into `folder`; one made before with the same arguments is kept.
 
@@ -90,6 +94,8 @@ def make_checkpoint(
         sample_size: side of the transformer's latents, 1/8 of the picture's; None for the
             configuration's own.
         shard: size of the text encoder's largest file; the other two are one file each.
+        write_weights: another way to write a file than to draw each value: path, tensors, dtype
+            and seed to the file's bytes.
 
     Raises:
         RequestError: an argument that cannot be, or a folder that holds something else.
@@ -97,6 +103,8 @@ def make_checkpoint(
     """
     made_with = {"family": family, "size": size, "components": sorted(components), "seed": seed}
     made_with |= {"sample_size": sample_size, "dtype": dtype, "shard": shard}
+    write = write_weights or _write_file
+    made_with |= {} if write is _write_file else {"values": write.__name__}
     _check(made_with)
     if _is_made(folder, made_with):
         log.info("%s is already there", folder)
@@ -108,15 +116,16 @@ def make_checkpoint(
         (folder / SETTINGS).write_text("")
         for role in (role for role in WEIGHTED if role in components):
             model = build(kind.component(role), configs[role])
-            _write_model(folder / kind.component(role).subfolder, role, model, dtype, shard, seed)
+            place = folder / kind.component(role).subfolder
+            _write_model(place, role, model, dtype, shard, seed, write)
         if "text_encoder" in components:
             rows = int(configs["text_encoder"]["vocab_size"])
-            write = (
+            write_tokenizer = (
                 _write_t5_tokenizer
                 if kind.component("tokenizer").class_name.endswith("T5Tokenizer")
                 else _write_clip_tokenizer
             )
-            write(folder / kind.component("tokenizer").subfolder, rows)
+            write_tokenizer(folder / kind.component("tokenizer").subfolder, rows)
         if set(components) != {"transformer"}:
             _write_index(folder, kind, configs["scheduler"], components)
         _write_json(folder / SETTINGS, made_with)
@@ -192,7 +201,15 @@ def _configs(family: Family, size: str, sample_size: int | None) -> dict[str, Co
     return configs
 
 
-def _write_model(folder: Path, role: str, model: Any, dtype: str, shard: str, seed: int) -> None:
+def _write_model(
+    folder: Path,
+    role: str,
+    model: Any,
+    dtype: str,
+    shard: str,
+    seed: int,
+    write: WriteWeights,
+) -> None:
     """Configuration and weights, laid out as `save_pretrained` would."""
     folder.mkdir(exist_ok=True)
     if role == "text_encoder":
@@ -211,7 +228,7 @@ def _write_model(folder: Path, role: str, model: Any, dtype: str, shard: str, se
     for file, names in split.filename_to_tensors.items():
         started = time.monotonic()
         own = {name: draws[name] for name in names}
-        size = _write_file(folder / file, own, dtype, f"{seed} {role}")
+        size = write(folder / file, own, dtype, f"{seed} {role}")
         seconds = time.monotonic() - started
         log.info("%s/%s: %.1f MB in %.0f s", role, file, size / 1e6, seconds)
     if split.is_sharded:

@@ -7,12 +7,11 @@ which a thread is free, and small operations, which need the interpreter all the
 taken 20 times as often as in a stage and without their own limit, and what that costs is divided
 by 20: less is lost in the noise of a shared machine. Told are the thread's share in processor time,
 and by how much the work takes longer, median and quartiles.
-The last line is one compact JSON, which also goes to `benchmarks/results/meter.json`.
+The last line is one compact JSON, which also goes to `benchmarks/results/micro_meter.json`.
 """
 
 import argparse
 import json
-import os
 import statistics
 import sys
 import time
@@ -25,7 +24,7 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))  # the code beside this file, whatever is installed
 
-from benchmarks.full_size import machine  # noqa: E402
+from benchmarks.machine import recorded, save  # noqa: E402
 from lowvram.memory import timeline  # noqa: E402
 from lowvram.memory.meter import Meter  # noqa: E402
 from lowvram.memory.timeline import INTERVAL_SECONDS, MOST_ROWS  # noqa: E402
@@ -37,13 +36,13 @@ HASTE = 20
 def main() -> int:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description="What sampling costs.")
-    parser.add_argument("--repeats", type=int, default=60)
+    parser.add_argument("--repeats", type=int, default=10, help="pairs (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=0.5, help="of each piece of work, about")
     options = parser.parse_args()
     timeline._MOST_OVERHEAD = 1.0  # by which a stage's meter limits itself to 1 %
     document = {
-        "benchmark": "meter",
-        "load_average_before": os.getloadavg()[0],
+        "benchmark": "micro_meter",
+        **recorded(),
         "interval_seconds": INTERVAL_SECONDS,
         "most_rows": MOST_ROWS,
         "look_microseconds": look_seconds() * 1e6,
@@ -52,9 +51,7 @@ def main() -> int:
             for name, work in (("large products", large_products), ("small operations", small))
         },
     }
-    path = ROOT / "benchmarks" / "results" / "meter.json"
-    full = {**document, "machine": machine()}
-    path.write_text(json.dumps(full, indent=2) + "\n", encoding="utf-8")
+    save("micro_meter", document)
     print(json.dumps(document, separators=(",", ":")))
     return 0
 

@@ -1,7 +1,7 @@
 """Foretells peaks: the real modules run on tensors without storage, and live bytes are counted.
 
 Needs configurations only, no weights and no GPU. The workspace of convolutions and, for CUDA, the
-caching allocator's segments are added. benchmarks/results/prediction.md has it against the CPU's
+caching allocator's segments are added. benchmarks/README.md has it against the CPU's
 allocator.
 """
 

@@ -73,7 +73,7 @@ def write_file(path: Path, specs: Sequence[Spec], pieces: Iterable[Tensor]) -> N
     """
     missing = sum(spec.bytes for spec in specs)
     with open(path, "wb") as file:
-        file.write(_header(specs))
+        file.write(header(specs))
         for piece in pieces:
             missing -= file.write(_bytes_of(piece))
         if missing:
@@ -99,10 +99,10 @@ def verify_file(path: Path, specs: Sequence[Spec], pieces: Iterable[Tensor]) -> 
     position = 0
     with open(path, "rb") as file:
         _forget_cached(file.fileno())
-        header = file.read(len(_header(specs)))
-        if header != _header(specs):
+        found = file.read(len(header(specs)))
+        if found != header(specs):
             raise DamagedFileError("its header")
-        digest.update(header)
+        digest.update(found)
         for piece in pieces:
             wanted = _bytes_of(piece)
             for start in range(0, len(wanted), _CHUNK_BYTES):
@@ -117,17 +117,18 @@ def verify_file(path: Path, specs: Sequence[Spec], pieces: Iterable[Tensor]) -> 
     return digest.hexdigest()
 
 
-def _header(specs: Sequence[Spec]) -> bytes:
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+def header(specs: Sequence[Spec]) -> bytes:
+    """What the values of a file follow."""
+    described: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for spec in specs:
         offsets = [end, end := end + spec.bytes]
-        header[spec.name] = {
+        described[spec.name] = {
             "dtype": DTYPES[spec.dtype],
             "shape": list(spec.shape),
             "data_offsets": offsets,
         }
-    text = json.dumps(header).encode()
+    text = json.dumps(described).encode()
     text += b" " * (-len(text) % _ALIGNMENT)
     return len(text).to_bytes(8, "little") + text
 

@@ -1,0 +1,171 @@
+"""Measured side by side on one CUDA GPU, without network: `benchmarks/gpu.sh PART...`.
+
+    benchmarks/gpu.sh checkpoint            the random checkpoint of true size (22 GB), once
+    benchmarks/gpu.sh first many            alone on the machine: seconds
+    benchmarks/gpu.sh memory --jobs 4       side by side with others: peaks, no seconds
+    benchmarks/gpu.sh first --quick --seconds 120
+
+Parts run alone and in any order; each row goes into `benchmarks/results/gpu.json` as soon as it is
+measured, in place of the one with the same key. An out-of-memory is a row. Without a CUDA GPU it
+says so and exits with 2; `--device cpu --size-of-model tiny` tries every part without one (into
+the folder, never into the results).
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # the code beside this file, whatever is installed
+
+from benchmarks.machine import machine, versions  # noqa: E402
+from benchmarks.side_by_side.parts import PARTS, SIDES  # noqa: E402
+from benchmarks.side_by_side.places import is_made  # noqa: E402
+from benchmarks.side_by_side.processes import python  # noqa: E402
+from benchmarks.side_by_side.rows import Plan, Store  # noqa: E402
+from benchmarks.side_by_side.running import IN_ONE_PROCESS, Runner  # noqa: E402
+from benchmarks.side_by_side.table import brief, goals, table  # noqa: E402
+
+NO_DEVICE = 2  # exit code
+_BASE = 1024  # px of the checkpoint whose files are written
+_TINY = 8  # by how much smaller the pictures of the tiny model are
+_FREE_BYTES = 24e9  # for the checkpoint
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Return 2 where there is no GPU, 1 where the checkpoint cannot be made."""
+    options = _parse(arguments)
+    card = graphics_card() if options.device == "cuda" else {}
+    if card is None:
+        print("gpu: no CUDA GPU here: use --device cpu --size-of-model tiny to try the benchmark")
+        return NO_DEVICE
+    ends = time.monotonic() + options.seconds
+    tiny = options.size_of_model == "tiny"
+    folder = options.folder.resolve() / f"gpu-{options.size_of_model}"
+    results = options.results or (folder if tiny else ROOT / "benchmarks" / "results")
+    about = {"machine": {**machine(), **card}, "versions": versions()}
+    store = Store(results / "gpu.json", {**about, "model": options.size_of_model})
+
+    def px(side: int) -> int:
+        return side // _TINY if tiny else side
+
+    sides = [px(side) for side in SIDES[:-1]]
+    if not _checkpoint(options, folder, sides, px(_BASE), store):
+        return 1
+    parts = [name for name in options.parts if name != "checkpoint"]
+    runner = Runner(folder, options.device, sides, px(_BASE), options.row_seconds)
+    for name in parts:
+        plans = list(PARTS[name](px, options.quick))
+        run_part(name, plans, runner, store, ends, options.jobs)
+    print(table(store.rows, options.parts))
+    for line in goals(store.rows):
+        print(line)
+    mine = {k: row for k, row in store.rows.items() if k.partition("/")[0] in options.parts}
+    print(json.dumps({"benchmark": "gpu", "rows": brief(mine)}, separators=(",", ":")))
+    return 0
+
+
+def run_part(
+    name: str, plans: Sequence[Plan], runner: Runner, store: Store, ends: float, jobs: int
+) -> None:
+    """Measure a part's rows; after `ends` (monotonic seconds) none is begun."""
+
+    def one(plan: Plan) -> None:
+        if time.monotonic() >= ends:
+            say(f"{plan.key}: no time left")
+            return
+        started = time.monotonic()
+        row = runner.measure(plan)
+        kept = store.add(plan.key, row)
+        say(f"{plan.key}: {kept['error'] or 'ok'}, {time.monotonic() - started:.1f} s")
+
+    if name in IN_ONE_PROCESS and time.monotonic() < ends:
+        for plan, row in runner.measure_together(plans):
+            store.add(plan.key, row)
+            say(f"{plan.key}: {row['error'] or 'ok'}")
+            if time.monotonic() >= ends:
+                return
+    elif all(not plan.timed for plan in plans) and jobs > 1:
+        with ThreadPoolExecutor(jobs) as pool:
+            list(pool.map(one, plans))
+    else:
+        for plan in plans:
+            one(plan)
+
+
+def graphics_card() -> dict[str, Any] | None:
+    """What CUDA figures depend on; None where there is no such GPU.
+
+    From the driver's library: torch takes seconds to import, and this process must hold no context
+    on the card.
+    """
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+        card = pynvml.nvmlDeviceGetHandleByIndex(0)
+        return {
+            "card": str(pynvml.nvmlDeviceGetName(card)),
+            "card_bytes": int(pynvml.nvmlDeviceGetMemoryInfo(card).total),
+            "driver": str(pynvml.nvmlSystemGetDriverVersion()),
+        }
+    except Exception:  # no driver, no library of it, no card
+        return None
+
+
+def say(line: str) -> None:
+    """What is going on, for people."""
+    print(f"gpu: {line}", file=sys.stderr, flush=True)
+
+
+def _checkpoint(
+    options: argparse.Namespace, folder: Path, sides: Sequence[int], base: int, store: Store
+) -> bool:
+    """Make the checkpoint if it is not there; whether it is there now."""
+    if is_made(folder, sides, base):
+        return True
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
+    if options.size_of_model == "published" and free < _FREE_BYTES:
+        say(f"{folder} has {free / 1e9:.0f} GB free, and the checkpoint takes 22: use --folder")
+        return False
+    command = python("benchmarks.side_by_side.checkpoint", str(folder), options.size_of_model)
+    started = time.monotonic()
+    ran = subprocess.run([*command, str(base), *map(str, sides)], cwd=ROOT, check=False)
+    seconds, made = time.monotonic() - started, ran.returncode == 0
+    size = sum(p.stat().st_size for p in folder.glob(f"sigma-{base}/*/*.safetensors"))
+    row = {"ok": made, "error": None if made else "cannot: see above", "bytes": size}
+    store.add("checkpoint/written", {**row, "wall_seconds": seconds, "timed": True})
+    say(f"checkpoint: {size / 1e9:.1f} GB in {seconds:.0f} s")
+    return made
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="benchmarks/gpu.sh", description="Measured on a GPU.")
+    parser.add_argument("parts", nargs="+", choices=["checkpoint", *PARTS], metavar="PART",
+                        help=", ".join(["checkpoint", *PARTS]))  # fmt: skip
+    default = Path(os.environ.get("LOWVRAM_BENCHMARK_FOLDER") or ROOT / ".checkpoints")
+    parser.add_argument("--folder", type=Path, default=default, help="for 36 GB (%(default)s)")
+    parser.add_argument("--results", type=Path, help="folder (default: benchmarks/results)")
+    parser.add_argument("--quick", action="store_true", help="the most telling rows only")
+    parser.add_argument("--seconds", type=float, default=530, help="then no new row begins")
+    parser.add_argument("--row-seconds", type=float, default=240, help="a row may take")
+    parser.add_argument("--jobs", type=int, default=1, help="rows without times side by side")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--size-of-model", choices=("published", "tiny"), default="published")
+    options = parser.parse_args(arguments)
+    if options.device == "cpu" and options.size_of_model == "published" and not options.results:
+        parser.error("--device cpu measures no GPU: name a --results folder of its own")
+    return options
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,111 @@
+"""What a figure depends on: the machine, the versions, the day and what else was running.
+
+Every benchmark puts `recorded()` into its result file, so that benchmarks/README.md can say it.
+Imports no torch: whatever is measured is not started here.
+"""
+
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+RESULTS = Path(__file__).resolve().parent / "results"
+LIBRARIES = ("torch", "transformers", "diffusers", "accelerate", "bitsandbytes", "safetensors")
+_SETS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")  # what a CPU's speed in bf16 hangs on
+
+
+def recorded() -> dict[str, Any]:
+    """The four that every result file holds; to be called before anything is measured.
+
+    `load_average_before` is that of the last minute: programs that waited for a processor.
+    """
+    return {
+        "machine": machine(),
+        "versions": versions(),
+        "date": f"{datetime.now(UTC):%Y-%m-%d}",
+        "load_average_before": load_average(),
+    }
+
+
+def machine() -> dict[str, Any]:
+    """The hardware; `gpus` and `gpu_memory_bytes` are None where no NVIDIA driver answers."""
+    gpus = _gpus()
+    return {
+        "cpu": _cpu(),
+        "cores": os.cpu_count(),
+        "memory_bytes": psutil.virtual_memory().total,
+        "system": f"{platform.system()} {platform.machine()}",
+        "gpu": gpus[0][0] if gpus else None,
+        "gpu_memory_bytes": gpus[0][1] if gpus else None,
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the libraries that are installed."""
+    found = {"python": platform.python_version()}
+    for name in LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def load_average() -> float | None:
+    """Of the last minute; None on Windows, which has none."""
+    return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
+
+
+def save(name: str, document: Mapping[str, Any], folder: Path = RESULTS) -> None:
+    """Write `name`.json, whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.json"
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    os.replace(part, path)
+
+
+def save_rows(
+    name: str, rows: Mapping[str, Mapping[str, Any]], folder: Path = RESULTS
+) -> dict[str, Any]:
+    """Merge rows by their key into `name`.json: new ones replace those of the same key.
+
+    Each row has its own `recorded()`, since those of one file may come from several days.
+
+    Returns:
+        the document as it is written.
+    """
+    path = folder / f"{name}.json"
+    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    document = {"benchmark": name, "rows": {**found.get("rows", {}), **rows}}
+    save(name, document, folder)
+    return document
+
+
+def _cpu() -> str:
+    """Its name, and which vector instructions it has."""
+    name, facts = platform.processor() or platform.machine(), Path("/proc/cpuinfo")
+    if not facts.is_file():
+        return name
+    lines = [line.split(":", 1) for line in facts.read_text().splitlines() if ":" in line]
+    known = {key.strip(): value.strip() for key, value in lines}
+    flags = known.get("flags", "").split()
+    return " ".join([known.get("model name", name), *(each for each in _SETS if each in flags)])
+
+
+def _gpus() -> list[tuple[str, int]]:
+    """Name and bytes of each GPU, from the driver's own tool: no context is made here."""
+    command = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
+    try:
+        told = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return []
+    rows = [line.rsplit(",", 1) for line in told.stdout.splitlines() if "," in line]
+    return [(name.strip(), int(mebibytes) << 20) for name, mebibytes in rows]

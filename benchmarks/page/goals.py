@@ -1,0 +1,143 @@
+"""The goals for 1024 px, 20 steps, with guidance and the same weights: met, or missed by how much.
+
+A goal whose figure stands in no result file is "not measured"; nothing is assumed.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.page import cpu, gpu
+from benchmarks.page.tables import gigabytes, table
+
+Results = Mapping[str, Mapping[str, Any]]  # by the name of the file
+NOT_MEASURED = "not measured"
+_TIMES = "{:.2f}".format
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A measured value, and the published recipe's beside it: a value, how it failed, or None."""
+
+    value: float
+    where: str
+    published: float | str | None = None
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What is to be reached.
+
+    Attributes:
+        bound: the value to stay below, or to reach where `at_least`.
+        measure: its figure from the results; None where there is none.
+    """
+
+    name: str
+    bound: float
+    measure: Callable[[Results], Figure | None]
+    shown: Callable[[float], str] = gigabytes
+    at_least: bool = False
+
+
+def goals_table(results: Results) -> str:
+    """Every goal with what was measured."""
+    titles = ("goal", "bound", "published 8-bit recipe", "`lowvram`", "missed by", "measured in")
+    return table(titles, (_row(goal, results) for goal in GOALS))
+
+
+def unmeasured(results: Results) -> list[str]:
+    """Names of the goals without a figure."""
+    return [goal.name for goal in GOALS if goal.measure(results) is None]
+
+
+def _row(goal: Goal, results: Results) -> Iterator[str]:
+    yield goal.name
+    yield ("≥ " if goal.at_least else "≤ ") + goal.shown(goal.bound)
+    figure = goal.measure(results)
+    if figure is None:
+        yield from (NOT_MEASURED, NOT_MEASURED, "–", "–")
+        return
+    theirs = figure.published
+    yield (
+        theirs
+        if isinstance(theirs, str)
+        else NOT_MEASURED
+        if theirs is None
+        else goal.shown(theirs)
+    )
+    yield goal.shown(figure.value)
+    over = goal.bound - figure.value if goal.at_least else figure.value - goal.bound
+    yield f"{goal.shown(over)} ({over / goal.bound:.0%})" if over > 0 else "met"
+    yield figure.where
+
+
+def _peak(field: str, size: int) -> Callable[[Results], Figure | None]:
+    """The least peak that a run of ours has at that size, and the published recipe's."""
+
+    def measure(results: Results) -> Figure | None:
+        found = gpu.entries(results.get("gpu", {}))
+        ours = gpu.least_peak(found, gpu.OURS, size, field)
+        theirs = gpu.least_peak(found, gpu.PUBLISHED, size, field)
+        if ours is None or isinstance(ours, str):
+            return None
+        return Figure(ours, f"gpu.json, {size} px", theirs)
+
+    return measure
+
+
+def _host(results: Results) -> Figure | None:
+    """Resident peak of a process: on a GPU, else of the true sizes on a CPU, else of T5 alone."""
+    on_gpu = _peak("peak_rss_bytes", 1024)(results)
+    if on_gpu is not None:
+        return Figure(on_gpu.value, f"{on_gpu.where}, interpreter included", on_gpu.published)
+    rows = results.get("cpu", {}).get("rows") or {}
+    ours = [row for key, row in rows.items() if key.startswith("true/lowvram") and row["ok"]]
+    peaks = [found for row in ours if (found := cpu.peak(row))]
+    if peaks:
+        theirs = rows.get("true/published-8bit/n1", {})
+        where = "cpu.json, 512 px, interpreter included"
+        return Figure(min(peaks), where, cpu.peak(theirs) if theirs.get("ok") else None)
+    streamed = results.get("streaming", {}).get("rows", {}).get("stream by blocks")
+    where = "streaming.json, T5-XXL alone, on a CPU"
+    return Figure(streamed["peak_rss_above_bytes"], where) if streamed else None
+
+
+def _first_picture(part: str) -> Callable[[Results], Figure | None]:
+    """Seconds from command to first picture, cold: ours to the published recipe's."""
+
+    def measure(results: Results) -> Figure | None:
+        found = gpu.entries(results.get("gpu", {}))
+        ours = gpu.first_picture(found, gpu.OURS, part)
+        theirs = gpu.first_picture(found, gpu.PUBLISHED, "first")
+        return Figure(ours / theirs, "gpu.json, cold", 1.0) if ours and theirs else None
+
+    return measure
+
+
+def _step(results: Results) -> Figure | None:
+    """The slowest streamed step to the resident one, bus and blocks as slow as consumer cards'."""
+    ratios = gpu.step_ratios(gpu.entries(results.get("gpu", {})), "throttled")
+    slow = [ratio for key, ratio in ratios.items() if "block" in key]
+    return Figure(max(slow), "gpu.json, throttled") if slow else None
+
+
+def _throughput(results: Results) -> Figure | None:
+    found = gpu.throughput_ratio(gpu.entries(results.get("gpu", {})))
+    return Figure(found[0], f"gpu.json, {found[1]} prompts") if found else None
+
+
+GOALS = (
+    Goal("peak allocated, any stage, 1024 px", 0.5e9, _peak("peak_allocated_bytes", 1024)),
+    Goal("the same, stretch", 0.27e9, _peak("peak_allocated_bytes", 1024)),
+    Goal("process peak, context included, 1024 px", 1e9, _peak("peak_process_bytes", 1024)),
+    Goal("peak allocated, 2048 px", 0.8e9, _peak("peak_allocated_bytes", 2048)),
+    Goal("peak allocated, 4096 px", 2e9, _peak("peak_allocated_bytes", 4096)),
+    Goal("host RAM peak above the interpreter", 2e9, _host),
+    Goal("command to first picture, cold, prepared", 0.5, _first_picture("prepared"), _TIMES),
+    Goal("command to first picture, cold, not prepared", 0.8, _first_picture("first"), _TIMES),
+    Goal("a step, streamed to resident, consumer speed", 1.03, _step, _TIMES),
+    Goal(
+        "100 prompts at 8 GiB, throughput to model offload", 3.0, _throughput, _TIMES, at_least=True
+    ),
+)

@@ -1,0 +1,134 @@
+"""The rows of each part, the most telling first. What `--quick` leaves out comes last."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from benchmarks.baselines.contenders import CONTENDERS
+from benchmarks.side_by_side.rows import GIB, Plan
+
+SIDES = (512, 1024, 2048, 4096)  # px; the last is decoded only: no checkpoint is published for it
+CAP = 8 * GIB  # the card that the published recipe is for
+_FEW = 2  # steps where only memory is looked at, which is the same in each
+_PCIE_3X8 = 7.9e9  # bytes a second: 8 lanes of 8 GT/s, 128 of 130 bits
+_DISKS = (3.5e9, 0.5e9)  # bytes a second: an NVMe on PCIe 3 x4, a SATA disk
+# What one block takes with guidance at 1024 px: 67 ms on an RTX 3050 of a laptop, 31 ms on an RTX
+# 3060, computed from their published rates and not measured.
+_BLOCK_SECONDS = (0.031, 0.067)
+
+
+def first(px: Callable[[int], int], quick: bool) -> list[Plan]:
+    """From the command to the first picture."""
+    row = Plan("first", "", px(1024), cache="warm")
+    small, free = replace(row, contender="lowvram", budget=GIB), replace(row, contender="lowvram")
+    recipe = replace(row, contender="published-8bit")
+    offload = replace(row, contender="model-offload")
+    rows = [recipe, small, free, offload]
+    rows += [replace(each, cache="cold") for each in (recipe, small)]
+    if quick:
+        return rows
+    rows += [replace(free, budget=size * GIB) for size in (8, 4, 2)]
+    rows += [replace(each, cache="cold") for each in (free, offload)]
+    rows += [replace(row, contender="published-4bit")]
+    rows += [replace(each, limit=CAP) for each in (recipe, offload)]
+    return rows
+
+
+def memory(px: Callable[[int], int], quick: bool) -> list[Plan]:
+    """Peaks of each stage under a cap of 8 GiB; times are not taken."""
+    row = Plan("memory", "", px(1024), steps=_FEW, timed=False)
+    ours = replace(row, contender="lowvram")
+    rows = [replace(row, contender="published-8bit", limit=limit) for limit in (CAP, None)]
+    rows += [replace(ours, budget=GIB), replace(row, contender="reference")]
+    rows += [replace(ours, budget=CAP)]
+    rows += [
+        replace(row, contender=name, limit=CAP)
+        for name in ("published-4bit", "model-offload", "group-offload-block")
+    ]
+    for side in (2048,) if quick else (2048, 512):
+        names = ("published-8bit", "model-offload-tiling") if quick else _ALL_BUT_LOWVRAM
+        rows += [replace(ours, size=px(side), budget=GIB)]
+        rows += [replace(row, contender=name, size=px(side), limit=CAP) for name in names]
+    rows += [replace(ours, size=px(4096), steps=0, budget=2 * GIB)]
+    for name in ("model-offload", "model-offload-tiling", "model-offload-slicing"):
+        rows += [replace(row, contender=name, size=px(4096), steps=0, limit=CAP)]
+    rows += [replace(row, contender=name, limit=CAP) for name in _LAST]
+    if quick:
+        return rows
+    rows += [replace(row, contender=name, limit=CAP) for name in _ALL_BUT_LOWVRAM]
+    rows += [replace(ours, budget=None)]
+    rows += [replace(ours, size=px(side), budget=2 * GIB) for side in (1024, 2048)]
+    return list(dict.fromkeys(rows))
+
+
+_ALL_BUT_LOWVRAM = tuple(n for n in CONTENDERS if n not in ("lowvram", "one-shot-fp32"))
+_LAST = ("sequential-offload", "group-offload-leaf", "resident")
+
+
+def many(px: Callable[[int], int], quick: bool) -> list[Plan]:
+    """Several prompts: what a further picture costs."""
+    row = Plan("many", "lowvram", px(1024), prompts=10, cache="warm", budget=CAP)
+    per_prompt = replace(row, contender="model-offload", budget=None)
+    rows = [row, replace(per_prompt, prompts=4 if quick else 10)]
+    if quick:
+        return rows
+    rows += [replace(row, prompts=1), replace(row, budget=None), replace(per_prompt, limit=CAP)]
+    return [*rows, replace(row, prompts=100)]
+
+
+def prepared(px: Callable[[int], int], quick: bool) -> list[Plan]:
+    """`lowvram prepare`, and the first picture with what it wrote."""
+    row = Plan("prepared", "lowvram", px(1024), cache="warm", also=("prepared",))
+    made = replace(row, contender="prepare", also=(), steps=0, cache="")
+    rows = [made, replace(row, budget=GIB, cache="cold"), replace(row, budget=GIB)]
+    return rows if quick else [*rows, row, replace(row, cache="cold"), replace(row, budget=CAP)]
+
+
+def predicted(px: Callable[[int], int], quick: bool) -> list[Plan]:
+    """One row for each stage and way of working: foretold against measured peaks."""
+    row = Plan("predicted", "", px(1024), steps=5, timed=False)
+    encoders = ["stream", "8bit", "whole", "4bit", "stream --stage-budget 0.25GiB"]
+    transformers = ["stream", "whole", "stream --stage-budget 0.4GiB"]
+    rows = [replace(row, contender=f"decode --decode {way}") for way in ("strips", "whole")]
+    rows += [replace(row, contender=f"denoise --weights {way}") for way in transformers]
+    rows += [replace(row, contender=f"encode --weights {way}") for way in encoders]
+    rows += [replace(row, contender="decode --decode strips", size=px(2048))]
+    if quick:
+        return rows
+    rows += [replace(row, contender="decode --decode blended")]
+    rows += [replace(row, contender="decode --decode strips --stage-budget 0.25GiB")]
+    rows += [replace(row, contender=f"denoise --weights {w}", size=px(2048)) for w in transformers]
+    return [*rows, replace(row, contender="decode --decode strips", size=px(4096))]
+
+
+def streaming(px: Callable[[int], int], quick: bool) -> list[Plan]:
+    """A step with weights that stream against one with weights that stay."""
+    rows = []
+    for side in (1024, 2048) if quick else (1024, 2048, 512):
+        steps = 5 if side == 2048 else 10
+        for way in ("whole", "stream"):
+            rows.append(Plan("streaming", f"denoise --weights {way}", px(side), steps=steps))
+    return rows
+
+
+def throttled(px: Callable[[int], int], quick: bool) -> list[Plan]:
+    """The same over a narrow bus, with slow blocks too; and T5 from slow disks."""
+    rows = []
+    for seconds in (None, *_BLOCK_SECONDS):
+        slow = () if seconds is None else (f"block {seconds:g} s",)
+        for way, narrow in (("whole", ()), ("stream", (f"bus {_PCIE_3X8:g} B per s",))):
+            row = Plan("throttled", f"denoise --weights {way}", px(1024), steps=5)
+            rows.append(replace(row, also=(*narrow, *slow)))
+    row = Plan("throttled", "encode --weights stream", px(1024), steps=0)
+    rows += [replace(row, also=(f"disk {rate:g} B per s",)) for rate in _DISKS[: 1 if quick else 2]]
+    return rows
+
+
+PARTS: dict[str, Callable[[Callable[[int], int], bool], Sequence[Plan]]] = {
+    "first": first,
+    "many": many,
+    "streaming": streaming,
+    "throttled": throttled,
+    "prepared": prepared,
+    "memory": memory,
+    "predicted": predicted,
+}

@@ -1,0 +1,122 @@
+"""Rows of results: what each is of, and the file that they are kept in.
+
+A row is found again by its key, so that parts run in any order and a row that is measured anew
+replaces the old one. Rows of several machines stand in one file; each says which.
+"""
+
+import hashlib
+import json
+import os
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One row that is to be measured.
+
+    Attributes:
+        part: of the benchmark.
+        contender: as `benchmarks.baselines` names it; or what else is measured.
+        size: side of the pictures, px.
+        cache: "cold" (the checkpoint's files out of the page cache), "warm" or "".
+        limit: bytes of the process on the card, enforced; None for no cap.
+        budget: bytes, of lowvram's `--vram`; None for none.
+        timed: whether the row is run alone, so that its seconds mean something.
+        also: what else tells it from others, words without "/".
+    """
+
+    part: str
+    contender: str
+    size: int
+    prompts: int = 1
+    steps: int = 20
+    cache: str = ""
+    limit: int | None = None
+    budget: int | None = None
+    timed: bool = True
+    also: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> str:
+        """Its name in the file: "first/lowvram budget 1 GiB/1024 px/1 picture/20 steps/warm"."""
+        bounds = [
+            f"{name} {readable(amount)}"
+            for name, amount in (("budget", self.budget), ("limit", self.limit))
+            if amount is not None
+        ]
+        pictures = f"{self.prompts} picture" + "s" * (self.prompts > 1)
+        parts = [self.part, " ".join([self.contender, *bounds]), f"{self.size} px", pictures]
+        parts += [f"{self.steps} steps"] if self.steps else ["decode only"]
+        return "/".join([*parts, *([self.cache] if self.cache else []), *self.also])
+
+
+@dataclass
+class Store:
+    """The result file, written anew after each row.
+
+    Attributes:
+        path: of the file.
+        machine: what the figures of this run depend on.
+    """
+
+    path: Path
+    machine: Mapping[str, Any]
+    rows: dict[str, dict[str, Any]] = field(init=False)
+    machines: dict[str, Any] = field(init=False)
+
+    def __post_init__(self) -> None:
+        before = {}
+        if self.path.is_file():
+            before = json.loads(self.path.read_text(encoding="utf-8"))
+        self.rows = dict(before.get("rows", {}))
+        self.machines = dict(before.get("machines", {}))
+        self._lock = threading.Lock()
+        self._mine = machine_key(self.machine)
+
+    def add(self, key: str, row: Mapping[str, Any]) -> dict[str, Any]:
+        """Keep a row, in place of the one with the same key; as it is kept."""
+        kept = {**row, "machine": self._mine, "measured": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"}
+        with self._lock:
+            self.machines[self._mine] = dict(self.machine)
+            self.rows[key] = kept
+            self._write()
+        return kept
+
+    def document(self) -> dict[str, Any]:
+        """All of it, as the file has it."""
+        return {"benchmark": "gpu", "machines": self.machines, "rows": self.rows}
+
+    def _write(self) -> None:
+        """In one step: a run that is stopped leaves the last whole file."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        beside = self.path.with_suffix(".json.part")
+        beside.write_text(json.dumps(self.document(), indent=1) + "\n", encoding="utf-8")
+        os.replace(beside, self.path)
+
+
+def merged(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
+    """Two result files as one: of rows with one key the later measured, the second's if alike."""
+    rows = dict(first["rows"])
+    for key, row in second["rows"].items():
+        if key not in rows or row["measured"] >= rows[key]["measured"]:
+            rows[key] = row
+    machines = {**first["machines"], **second["machines"]}
+    return {"benchmark": "gpu", "machines": machines, "rows": rows}
+
+
+def machine_key(machine: Mapping[str, Any]) -> str:
+    """A short name for what figures depend on: the same facts, the same name."""
+    text = json.dumps(machine, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def readable(amount: int) -> str:
+    """Bytes in GiB, or in MiB below one: "8 GiB", "1.5 GiB", "256 MiB"."""
+    return f"{amount / GIB:g} GiB" if amount >= GIB else f"{amount / (1 << 20):g} MiB"

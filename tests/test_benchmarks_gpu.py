@@ -1,0 +1,402 @@
+"""What can be wrong of the GPU benchmark without a GPU: rows, keys, files, the table, what counts
+as out of memory, the token bucket, and whether two outputs are one.
+
+Run: scripts/test tests/test_benchmarks_gpu.py
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from benchmarks import gpu
+from benchmarks.baselines.contenders import CONTENDERS, text_encoder
+from benchmarks.baselines.lowvram import arguments, failure
+from benchmarks.baselines.measure import Stages, together
+from benchmarks.baselines.outcome import Failed, Outcome, error_of
+from benchmarks.baselines.request import PROMPTS, Request, first_prompts
+from benchmarks.side_by_side.agreement import SAME, Agreement, latents_distance, within
+from benchmarks.side_by_side.checkpoint import write_tiled
+from benchmarks.side_by_side.parts import PARTS
+from benchmarks.side_by_side.processes import Ended, how_it_ended, json_of, lines_of
+from benchmarks.side_by_side.rows import GIB, Plan, Store, machine_key, merged, readable
+from benchmarks.side_by_side.running import believed
+from benchmarks.side_by_side.table import brief, goals, over, peak, table
+from benchmarks.side_by_side.throttle import TokenBucket, disk
+from lowvram.weights import shards
+from scripts.make_checkpoint import Draw
+
+ROW = Plan("first", "lowvram", 1024, cache="warm", budget=GIB)
+
+
+def request(**changes: Any) -> Request:
+    given: dict[str, Any] = {"contender": "lowvram", "model": Path("m"), "prompts": ("a", "b")}
+    given |= {"size": 512, "steps": 2, "device": "cuda", "limit": None, "dtype": "fp16"}
+    given |= {"output": Path("out"), "seed": 3, "latents": None, "budget": None}
+    return Request(**{**given, **changes})
+
+
+# Rows and their file
+
+
+def test_keys_tell_every_planned_row_from_every_other() -> None:
+    assert ROW.key == "first/lowvram budget 1 GiB/1024 px/1 picture/20 steps/warm"
+    plans = [plan for part in PARTS.values() for plan in part(lambda side: side, False)]
+    assert len({plan.key for plan in plans}) == len(plans)
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_quick_part_is_a_part_of_the_whole_one(part: str) -> None:
+    plan = PARTS[part]
+    if part == "many":  # its per-prompt rows are fewer prompts
+        return
+    assert {p.key for p in plan(int, True)} <= {p.key for p in plan(int, False)}
+    assert all(p.part == part for p in plan(int, False))
+
+
+def test_only_rows_without_times_run_side_by_side() -> None:
+    timed = {name: {p.timed for p in part(int, False)} for name, part in PARTS.items()}
+    assert {name for name, kinds in timed.items() if kinds == {False}} == {"memory", "predicted"}
+    assert all(len(kinds) == 1 for kinds in timed.values())
+
+
+def test_a_row_measured_anew_replaces_the_old_one_and_no_other(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "gpu.json"
+    store = Store(path, {"card": "A"})
+    store.add("a", {"ok": True, "error": None})
+    store.add("b", {"ok": False, "error": "out of memory at encode"})
+    later = Store(path, {"card": "B"})
+    later.add("a", {"ok": True, "error": None, "seconds": 2})
+    found = json.loads(path.read_text())
+    assert found["rows"]["a"]["seconds"] == 2
+    assert found["rows"]["b"]["error"] == "out of memory at encode"
+    assert found["machines"][found["rows"]["a"]["machine"]] == {"card": "B"}
+    assert found["machines"][found["rows"]["b"]["machine"]] == {"card": "A"}
+    assert [each.name for each in path.parent.iterdir()] == ["gpu.json"]
+
+
+def test_of_two_files_the_later_row_counts() -> None:
+    def file(machine: str, measured: str) -> dict[str, Any]:
+        rows = {"a": {"machine": machine, "measured": measured}}
+        return {"machines": {machine: {}}, "rows": rows}
+
+    old, new = file("x", "2026-01-01 10:00 UTC"), file("y", "2026-01-02 09:00 UTC")
+    assert merged(old, new)["rows"]["a"]["machine"] == "y"
+    assert merged(new, old)["rows"]["a"]["machine"] == "y"
+    assert set(merged(old, new)["machines"]) == {"x", "y"}
+
+
+def test_a_machine_is_its_facts_in_any_order() -> None:
+    assert machine_key({"a": 1, "b": 2}) == machine_key({"b": 2, "a": 1})
+    assert machine_key({"a": 1}) != machine_key({"a": 2})
+
+
+def test_bytes_are_said_in_binary_units() -> None:
+    assert [readable(b) for b in (8 * GIB, GIB + GIB // 2, GIB // 4)] == [
+        "8 GiB", "1.5 GiB", "256 MiB",
+    ]  # fmt: skip
+
+
+# What a failure is
+
+
+class OutOfMemoryError(RuntimeError):
+    """torch's, by name."""
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OutOfMemoryError("CUDA out of memory. Tried …"), "out of memory at denoise"),
+        (RuntimeError("CUBLAS_STATUS_ALLOC_FAILED when calling"), "out of memory at denoise"),
+        (MemoryError(), "out of memory at denoise"),
+        (NotImplementedError("no\nsecond line"), "cannot: NotImplementedError: no"),
+        (Failed("cannot: it said so"), "cannot: it said so"),
+    ],
+)
+def test_a_failure_is_one_line(error: Exception, said: str) -> None:
+    assert error_of(error, "denoise") == said
+
+
+def test_what_lowvram_printed_becomes_the_outcome() -> None:
+    out = "exit code 6: lowvram: decode ran out of memory (CUDA): use --decode strips"
+    assert failure(out) == "out of memory at decode"
+    assert (
+        failure("exit code 2: lowvram: --vram 1 is too little") == "cannot: --vram 1 is too little"
+    )
+
+
+def test_how_a_process_ended() -> None:
+    assert how_it_ended(0, False, 9, ["a warning"]) is None
+    assert how_it_ended(1, False, 9, ["first", "last"]) == "exit code 1: last"
+    assert "out of memory?" in str(how_it_ended(-9, False, 9, []))
+    assert how_it_ended(-9, True, 9, []) == "stopped after 9 s"
+
+
+def test_lines_come_from_a_process_that_is_stopped_in_time() -> None:
+    program = "import time; print(input(), flush=True); time.sleep(60)"
+    found = list(lines_of([sys.executable, "-c", program], 2.0, {}, "given\n"))
+    assert found == ["given\n", Ended("stopped after 2 s")]
+    failing = [sys.executable, "-c", "print('{}'); raise SystemExit('no')"]
+    assert json_of(failing, 20, {}) == (None, "exit code 1: no")
+
+
+# Measuring
+
+
+def test_stages_add_seconds_and_keep_the_larger_peak() -> None:
+    rows = [
+        {"seconds": 1.0, "peak_allocated_bytes": 5, "read_bytes": None},
+        {"seconds": 2.0, "peak_allocated_bytes": 3, "read_bytes": 7},
+    ]
+    both = together(rows)
+    assert (both["seconds"], both["peak_allocated_bytes"], both["read_bytes"]) == (3.0, 5, 7)
+    assert both["peak_process_bytes"] is None
+
+
+def test_a_stage_entered_again_goes_on() -> None:
+    stages = Stages(torch.device("cpu"))
+    for name in ("encode", "denoise", "encode"):
+        stages.enter(name)
+    rows = stages.close()
+    assert [row["name"] for row in rows] == ["encode", "denoise"]
+    assert all(row["seconds"] >= 0 and row["peak_rss_bytes"] > 0 for row in rows)
+
+
+def test_seconds_to_the_first_picture_and_to_a_further_one(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{index}.png" for index in range(3)]
+    for index, path in enumerate(paths):
+        path.touch()
+        os.utime(path, (110 + 4 * index, 110 + 4 * index))
+    made = Outcome([], 100.0, paths, None)
+    assert (made.seconds_to_first(), made.seconds_per_further()) == (10.0, 4.0)
+    assert Outcome([], 100.0, paths[:1], None).seconds_per_further() is None
+
+
+# Fairness
+
+
+def test_noise_is_that_of_lowvram() -> None:
+    """Drawn in float32 on the CPU, then rounded: a draw in half precision is another."""
+    drawn = torch.randn((1, 4, 64, 64), generator=torch.Generator("cpu").manual_seed(3))
+    assert torch.equal(request().noise(), drawn.half())
+    assert torch.equal(request(dtype="fp32").noise(), drawn)
+
+
+def test_lowvram_is_run_as_a_user_would(tmp_path: Path) -> None:
+    words = arguments(request(output=tmp_path, budget=GIB))
+    assert words[:2] == ["run", "--prompts"]
+    assert Path(words[2]).read_text() == "a\nb\n"
+    assert words[words.index("--vram") + 1] == "1048576.000KiB"
+    assert {"--no-binning", "--no-clean", "--no-cache"} <= set(words)
+    assert "--dtype" not in words
+    capped = arguments(request(output=tmp_path, prompts=("a",), limit=2 * GIB, dtype="fp32"))
+    assert capped[:2] == ["run", "a"]
+    assert capped[capped.index("--vram") + 1] == "2097152.000KiB"
+    assert capped[capped.index("--dtype") + 1] == "fp32"
+
+
+def test_the_prompts_are_a_hundred_different_ones() -> None:
+    assert len(set(first_prompts(100))) == 100 == len(PROMPTS.read_text().splitlines())
+    with pytest.raises(ValueError, match="1 to 100"):
+        first_prompts(101)
+
+
+def test_every_contender_has_a_file() -> None:
+    folder = PROMPTS.parent
+    assert all((folder / f"{name}.py").is_file() for name in CONTENDERS.values())
+
+
+def test_only_text_encoders_of_one_precision_are_held_against_each_other() -> None:
+    assert text_encoder("published-8bit") == text_encoder("published-8bit", "fp32") == "8 bits"
+    assert text_encoder("lowvram") == text_encoder("reference") == "bf16"
+    assert text_encoder("lowvram", "fp32") == text_encoder("resident", "fp32") == "fp32"
+    assert text_encoder("resident") == "fp16"
+
+
+# Agreement
+
+
+def saved(folder: Path, name: str, latents: "np.ndarray[Any, Any]", level: int) -> dict[str, Any]:
+    from PIL import Image
+    from safetensors.numpy import save_file
+
+    save_file({"latents": latents.astype(np.float32)}, folder / f"{name}.safetensors")
+    Image.fromarray(np.full((8, 8, 3), level, np.uint8)).save(folder / f"{name}.png")
+    return {"latents": str(folder / f"{name}.safetensors"), "pixels": str(folder / f"{name}.png")}
+
+
+def test_outputs_agree_within_rounding_and_not_beyond(tmp_path: Path) -> None:
+    base = np.random.default_rng(0).standard_normal((1, 4, 8, 8))
+    agreement = Agreement()
+    first = agreement.judge(saved(tmp_path, "a", base, 100), 64, 2, "fp16", False)
+    near = agreement.judge(saved(tmp_path, "b", base * (1 + SAME / 2), 101), 64, 2, "fp16", False)
+    far = agreement.judge(saved(tmp_path, "c", base * (1 + 2 * SAME), 100), 64, 2, "fp16", False)
+    pale = agreement.judge(saved(tmp_path, "d", base, 110), 64, 2, "fp16", False)
+    tiles = agreement.judge(saved(tmp_path, "e", base, 110), 64, 2, "fp16", True)
+    assert [each["agrees"] for each in (first, near, far, pale, tiles)] == [
+        None, True, False, False, True,
+    ]  # fmt: skip
+    other = agreement.judge(saved(tmp_path, "f", base * 1.1, 100), 64, 2, "8 bits", False)
+    assert other["agrees"] is None
+    assert other["other_distances"]["fp16"] == pytest.approx(0.1)
+    wrong = agreement.judge(saved(tmp_path, "g", -base, 100), 64, 2, "4 bits", False)
+    assert wrong["agrees"] is False
+
+
+def test_latents_of_another_shape_are_not_compared() -> None:
+    one, other = np.zeros((1, 4, 8, 8)), np.zeros((1, 4, 16, 8))
+    assert latents_distance(one, other) is None
+    assert within(None, 1.0)
+    assert not within(float("nan"), None)
+
+
+def test_a_row_that_disagrees_has_no_time() -> None:
+    row = {"ok": True, "agrees": False, "seconds_to_first_picture": 3.0, "stages": [{"seconds": 1}]}
+    kept = believed(ROW, json.loads(json.dumps(row)))
+    assert kept["seconds_to_first_picture"] is None is kept["stages"][0]["seconds"]
+    assert believed(ROW, {**row, "agrees": True, "stages": []})["seconds_to_first_picture"] == 3.0
+    beside = believed(replace(ROW, timed=False), {**row, "agrees": True, "stages": []})
+    assert beside["seconds_to_first_picture"] is None
+
+
+# Table
+
+
+def rows() -> dict[str, dict[str, Any]]:
+    stages = [
+        {"name": "encode", "peak_allocated_bytes": 2_000_000_000},
+        {"name": "decode", "peak_allocated_bytes": 3_000_000_000},
+    ]
+    ours = {"ok": True, "error": None, "stages": stages, "seconds_to_first_picture": 30.0}
+    theirs = {**ours, "seconds_to_first_picture": 60.0}
+    out = {"ok": False, "error": "out of memory at encode", "stages": []}
+    return {
+        replace(ROW, cache="cold").key: ours,
+        Plan("first", "published-8bit", 1024, cache="cold").key: theirs,
+        Plan("memory", "resident", 2048, limit=8 * GIB).key: out,
+    }
+
+
+def test_the_table_shows_peaks_by_stage_and_what_failed() -> None:
+    text = table(rows(), ["first", "memory"]).splitlines()
+    assert "2.00 GB" in text[1] and "3.00 GB" in text[1] and "30.0 s" in text[1]
+    assert "out of memory at encode" in text[3]
+    assert len(table(rows(), ["memory"]).splitlines()) == 2
+    assert peak(rows()[replace(ROW, cache="cold").key], "peak_allocated_bytes", "denoise") is None
+
+
+def test_goals_are_ratios_of_rows_that_are_there() -> None:
+    assert goals(rows()) == ["first picture, cold, 1 GiB, to the 8-bit recipe: 0.50 (goal 0.8)"]
+    assert goals({}) == []
+    found = brief(rows())
+    assert (
+        found[Plan("memory", "resident", 2048, limit=8 * GIB).key][0] == "out of memory at encode"
+    )
+
+
+def test_throughput_is_measured_or_goes_on_at_the_pace_of_further_pictures() -> None:
+    few = {"pictures": 4, "seconds_to_first_picture": 20.0, "seconds_per_further_picture": 5.0}
+    assert over({**few, "wall_seconds": 36.0, "timed": True}, 4) == 36.0
+    assert over(few, 10) == 65.0
+
+
+# Slower on purpose
+
+
+def test_the_bucket_lets_a_rate_pass_and_no_burst() -> None:
+    clock = [0.0]
+    slept: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        clock[0] += seconds
+
+    bucket = TokenBucket(100.0, lambda: clock[0], sleep)
+    began = bucket.begin()
+    clock[0] += 0.25  # the transfer itself took this long
+    bucket.end(began, 100)
+    assert clock[0] == pytest.approx(1.0)
+    clock[0] += 5.0  # idle: not saved up
+    bucket.end(bucket.begin(), 100)
+    assert clock[0] == pytest.approx(7.0)
+    assert slept == [pytest.approx(0.75), pytest.approx(1.0)]
+    began = bucket.begin()
+    clock[0] += 3.0  # slower than the rate by itself
+    bucket.end(began, 100)
+    assert clock[0] == pytest.approx(10.0)
+    with pytest.raises(ValueError, match="nothing pass"):
+        TokenBucket(0)
+
+
+def test_reads_are_slowed_from_outside_and_only_meanwhile(tmp_path: Path) -> None:
+    before = shards._fill
+    path = tmp_path / "numbers"
+    path.write_bytes(bytes(range(200)))
+    out = torch.empty(200, dtype=torch.uint8)
+    with disk(1000.0), open(path, "rb", buffering=0) as file:
+        started = time.perf_counter()
+        shards._fill(file, out, path)
+        took = time.perf_counter() - started
+    assert out.tolist() == list(range(200))
+    assert took >= 0.19
+    assert shards._fill is before
+
+
+# The checkpoint, and without a GPU
+
+
+def test_a_tiled_file_holds_the_shapes_scaled_and_the_same_each_time(tmp_path: Path) -> None:
+    draws = {
+        "a.weight": Draw(torch.empty(300, 400, device="meta"), 0.0, 0.5),
+        "b.weight": Draw(torch.empty(300, 400, device="meta"), 0.0, 0.5),
+        "norm.weight": Draw(torch.empty(5000, device="meta"), 1.0, 0.02),
+    }
+    size = write_tiled(tmp_path / "x.safetensors", draws, "float32", "0")
+    write_tiled(tmp_path / "y.safetensors", draws, "float32", "0")
+    found = load_file(tmp_path / "x.safetensors")
+    assert size == (tmp_path / "x.safetensors").stat().st_size
+    assert {name: tuple(each.shape) for name, each in found.items()} == {
+        "a.weight": (300, 400), "b.weight": (300, 400), "norm.weight": (5000,),
+    }  # fmt: skip
+    assert float(found["a.weight"].std()) == pytest.approx(0.5, rel=0.02)
+    assert float(found["norm.weight"].mean()) == pytest.approx(1.0, rel=0.02)
+    assert not torch.equal(found["a.weight"], found["b.weight"])
+    assert (tmp_path / "x.safetensors").read_bytes() == (tmp_path / "y.safetensors").read_bytes()
+
+
+def test_without_a_gpu_it_says_so_in_a_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(gpu, "graphics_card", lambda: None)
+    assert gpu.main(["first", "--folder", str(tmp_path)]) == 2
+    printed = capsys.readouterr()
+    assert len(printed.out.splitlines()) == 1
+    assert "no CUDA GPU" in printed.out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_figures_of_a_cpu_are_kept_from_those_of_a_gpu() -> None:
+    with pytest.raises(SystemExit):
+        gpu.main(["first", "--device", "cpu"])
+
+
+def test_the_script_starts_what_it_names() -> None:
+    script = Path(gpu.__file__).with_suffix(".sh")
+    helped = subprocess.run(
+        ["sh", str(script), "--help"],
+        capture_output=True,
+        text=True,
+        env={"PYTHON": sys.executable},
+    )
+    assert helped.returncode == 0, helped.stderr
+    assert all(part in helped.stdout for part in PARTS)
