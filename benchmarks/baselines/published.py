@@ -8,7 +8,6 @@ What had to change for transformers 5 and diffusers 0.42, and nothing else:
 - `dtype=torch.float16` is said: the transformers of that page filled it in by itself for 8 bits,
   today's would keep the file's float32 for what is not quantised, and take more.
 - `torch_dtype=` is `dtype=`.
-- `device_map="balanced"` where there is an accelerator; on a CPU it is "cpu".
 - Several prompts go through each of the three steps in a loop; the page has one.
 - Text, noise and size as all contenders have them (`request.SAME_FOR_ALL`).
 """
@@ -65,7 +64,7 @@ def _encode(request: Request) -> list[tuple[torch.Tensor, ...]]:
         request.model,
         text_encoder=text_encoder,
         transformer=None,
-        device_map="balanced" if request.device == "cuda" else "cpu",
+        device_map="balanced",
         local_files_only=True,
     )
     of_encoding = {name: SAME_FOR_ALL[name] for name in _OF_ENCODING}

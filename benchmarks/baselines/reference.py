@@ -32,8 +32,9 @@ def run(request: Request, stages: Stages) -> None:
 def _text_encoder(request: Request) -> torch.nn.Module:
     from transformers import T5EncoderModel
 
+    dtype = torch.bfloat16 if request.dtype == "fp16" else request.torch_dtype
     model: torch.nn.Module = T5EncoderModel.from_pretrained(
-        request.model, subfolder="text_encoder", dtype=torch.bfloat16, local_files_only=True
+        request.model, subfolder="text_encoder", dtype=dtype, local_files_only=True
     )
     return model
 
