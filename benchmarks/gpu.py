@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parts = [name for name in options.parts if name != "checkpoint"]
     runner = Runner(folder, options.device, sides, px(_BASE), options.row_seconds)
     for name in parts:
-        plans = list(PARTS[name](px, options.quick))
+        plans = chosen(list(PARTS[name](px, options.quick)), options.rows)
         run_part(name, plans, runner, store, ends, options.jobs)
     print(table(store.rows, options.parts))
     for line in goals(store.rows):
@@ -71,6 +71,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     mine = {k: row for k, row in store.rows.items() if k.partition("/")[0] in options.parts}
     print(json.dumps({"benchmark": "gpu", "rows": brief(mine)}, separators=(",", ":")))
     return 0
+
+
+def chosen(plans: Sequence[Plan], texts: Sequence[str] | None) -> list[Plan]:
+    """Those plans whose key holds one of the texts, in the texts' order; all where none is given."""
+    if texts is None:
+        return list(plans)
+    return list(dict.fromkeys(plan for text in texts for plan in plans if text in plan.key))
 
 
 def run_part(
@@ -155,6 +162,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     default = Path(os.environ.get("LOWVRAM_BENCHMARK_FOLDER") or ROOT / ".checkpoints")
     parser.add_argument("--folder", type=Path, default=default, help="for 36 GB (%(default)s)")
     parser.add_argument("--results", type=Path, help="folder (default: benchmarks/results)")
+    parser.add_argument("--rows", nargs="+", metavar="TEXT", help="whose key holds one of these")
     parser.add_argument("--quick", action="store_true", help="the most telling rows only")
     parser.add_argument("--seconds", type=float, default=530, help="then no new row begins")
     parser.add_argument("--row-seconds", type=float, default=240, help="a row may take")
