@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def chosen(plans: Sequence[Plan], texts: Sequence[str] | None) -> list[Plan]:
-    """The plans whose key holds one of the texts, in the order of these; all where none is given."""
+    """The plans whose key holds one of the texts, in their order; all where none is given."""
     if texts is None:
         return list(plans)
     return list(dict.fromkeys(plan for text in texts for plan in plans if text in plan.key))
