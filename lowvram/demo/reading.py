@@ -169,11 +169,9 @@ def asked(prompt: str) -> Asked | None:
     grounds = list(_GROUND.finditer(text))
     if len(grounds) > 1:
         return None
-    background = None
-    for match in grounds:
-        background = _COLOURS[match["before"] or match["after"] or match["on"]]
-        text = f"{text[: match.start()]} , {text[match.end() :]}"
-    words = _words(text)
+    said = [match["before"] or match["after"] or match["on"] for match in grounds]
+    background = _COLOURS[said[0]] if said else None
+    words = _words(_GROUND.sub(" , ", text))
     return _sentence(words, background) if words else None
 
 
