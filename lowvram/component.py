@@ -101,7 +101,7 @@ def use(
 
 @contextmanager
 def exact_float32() -> Iterator[None]:
-    """A context without TF32, in which cuDNN computes float32 convolutions unless it is told not to:
+    """A context without TF32, in which cuDNN computes float32 convolutions unless told not to:
     with 10 bits of 23, 2e-3 of the largest value off in a VAE's picture (H100).
     """
     import torch

@@ -94,11 +94,14 @@ class CudaTransfers(Transfers):
             self._computing.wait_event(previous[1])
 
     def finish(self) -> None:
-        """Wait for all three streams, so that the host may read, free or unpin its maps."""
+        """Wait for all three streams, so that the host may read, free or unpin its maps. The next
+        pass has strips of other sizes: it finds no memory cut up for those of this one.
+        """
         for stream in (self._computing, self._in, self._out):
             stream.synchronize()
         self._started.clear()
         self._written = None
+        torch.cuda.empty_cache()
 
 
 class RehearsedTransfers(Transfers):
