@@ -2,7 +2,7 @@
 
 What the caching allocator reserves depends on that order, and is up to 1.7 times what `room.py`
 counts. Run on tensors without storage: of passes that are alike one, and of that the first strip,
-one more and the last.
+two more and the last.
 """
 
 from dataclasses import replace
@@ -65,11 +65,11 @@ def rehearse(
 
 
 def _shortened(one: ConvPass, rows: int) -> ConvPass:
-    """Of a map that is cut into three strips, the last as high as that of the whole map."""
+    """Of a map that is cut into four strips, the last as high as that of the whole map."""
     height = one.target.height
-    if height <= 3 * rows:
+    if height <= 4 * rows:
         return one
-    height = 2 * rows + (height % rows or rows)
+    height = 3 * rows + (height % rows or rows)
     above = {"same": height, "up": height // 2, "down": 2 * height}[one.resample]
     return replace(one, source=Shape(above, one.source.channels, one.source.width))
 

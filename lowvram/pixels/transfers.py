@@ -58,7 +58,7 @@ class CudaTransfers(Transfers):
     Every device tensor comes from the computing stream's memory, and the computing stream waits for
     a copy before it uses or gives up its tensor. So memory is reused in the order of that stream:
     no more than what is counted lives at once, however far the host runs ahead. Tested with streams
-    that copy as late as they may (`tests/test_transfers.py`); not yet run on a GPU.
+    that copy as late as they may (`tests/test_transfers.py`).
     """
 
     def __init__(self, device: torch.device) -> None:
