@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from lowvram.memory.budget import capped, tracked
 from lowvram.memory.leftovers import LeftTensor, left_tensors, tensors_on
@@ -106,7 +106,7 @@ def exact_float32() -> Iterator[None]:
     """
     import torch
 
-    places = torch.backends.cuda.matmul, torch.backends.cudnn
+    places: tuple[Any, ...] = torch.backends.cuda.matmul, torch.backends.cudnn
 
     def change(values: Sequence[bool]) -> list[bool]:
         with warnings.catch_warnings():  # some versions of torch advise another name for it
