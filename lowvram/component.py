@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from lowvram.memory.budget import capped, tracked
 from lowvram.memory.leftovers import LeftTensor, left_tensors, tensors_on
@@ -101,12 +101,12 @@ def use(
 
 @contextmanager
 def exact_float32() -> Iterator[None]:
-    """A context without TF32, in which cuDNN computes float32 convolutions unless it is told not to:
+    """A context without TF32, in which cuDNN computes float32 convolutions unless told not to:
     with 10 bits of 23, 2e-3 of the largest value off in a VAE's picture (H100).
     """
     import torch
 
-    places = torch.backends.cuda.matmul, torch.backends.cudnn
+    places: tuple[Any, ...] = torch.backends.cuda.matmul, torch.backends.cudnn
 
     def change(values: Sequence[bool]) -> list[bool]:
         with warnings.catch_warnings():  # some versions of torch advise another name for it

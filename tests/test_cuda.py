@@ -1,7 +1,4 @@
-"""What only a CUDA GPU can show, but for memory (test_cuda_memory.py). Skipped where there is none.
-
-Not yet run on one.
-"""
+"""What only a CUDA GPU can show; memory is test_cuda_memory.py. Skipped without a GPU."""
 
 import json
 import os
@@ -158,6 +155,40 @@ if forks:
     note(test="fork", forks="forks: True" in done.stdout, stderr=done.stderr[-300:])
     assert done.returncode == 0, done.stderr
     assert "forks: True" in done.stdout  # else each stage pays for its imports
+
+
+def test_which_import_starts_the_driver() -> None:
+    """Notes it; what the worker imports before it forks has to leave the driver alone."""
+    script = """
+import importlib, json, os, time
+os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
+names = ["torch", "torch.accelerator", "transformers", "transformers.modeling_utils", "triton",
+         "bitsandbytes", "diffusers", "diffusers.models.modeling_utils"]
+for name in names:
+    start, failed = time.perf_counter(), ""
+    try:
+        module = importlib.import_module(name)
+        if name == "torch.accelerator":
+            module.is_available()
+    except Exception as error:
+        failed = repr(error)[:200]
+    import torch
+    open_ = set()
+    for each in os.listdir("/proc/self/fd"):
+        try:
+            open_.add(os.readlink(f"/proc/self/fd/{each}"))
+        except OSError:
+            pass
+    print(json.dumps({
+        "after": name, "seconds": time.perf_counter() - start, "failed": failed,
+        "devices": sorted(path for path in open_ if path.startswith("/dev/nvidia")),
+        "initialized": torch.cuda.is_initialized(),
+    }), flush=True)
+"""
+    done = _run([sys.executable, "-c", script])
+    steps = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    note(test="driver", steps=steps, stderr=done.stderr[-300:])
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_command_line_makes_a_picture(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """Memory on a CUDA GPU: caps are kept, peaks are as foretold, copies hide. Skipped without a GPU.
 
-What is measured is noted where LOWVRAM_CUDA_REPORT says (measurements.py). Not yet run on one.
+What is measured is noted where LOWVRAM_CUDA_REPORT says (measurements.py).
 """
 
 import time
@@ -127,7 +127,12 @@ def test_whole_networks_of_true_size_take_what_was_foretold(true_sizes: Path) ->
         for dtype in (HALF, torch.float32):
             (pixels, *_) = pixels_options(model, "whole", dtype, CUDA, room, shape)
             ratios.append(_ratio("vae", dtype, str(side), pixels.need, decode_once(shape, dtype)))
-    for tokens in (20, 300):
+    for tokens in (
+        20,
+        296,
+        300,
+    ):  # 300 are no multiple of 8: then masked attention is the plain one
+        _note_attention(tokens)
         texts, dtype = Texts(1, tokens), torch.bfloat16
         (weights, *_) = encoder_options(model, "whole", dtype, CUDA, room, texts)
         work = encode_once(FAMILY, tokens)
@@ -135,28 +140,34 @@ def test_whole_networks_of_true_size_take_what_was_foretold(true_sizes: Path) ->
     assert max(ratios) <= 1.1
 
 
-@pytest.mark.parametrize("dtype", [HALF, torch.float32], ids=str)
-@pytest.mark.parametrize("side", [64, 128])
+@pytest.mark.parametrize(
+    ("dtype", "side"), [(HALF, 64), (HALF, 128), (torch.float32, 128)], ids=str
+)
 def test_strips_of_the_published_vae(dtype: torch.dtype, side: int, true_sizes: Path) -> None:
     model, shape = resolve(str(true_sizes)), (1, 4, side, side)
     vae: Any = _network("vae", dtype)
     latents = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
-    _, seconds, whole = _measured(lambda: vae.decode(latents.to(CUDA), return_dict=False)[0].cpu())
-    budgets = (256 << 20, 512 << 20)
-    for budget in budgets:
+    with component.exact_float32():
+        _, seconds, whole = _measured(
+            lambda: vae.decode(latents.to(CUDA), return_dict=False)[0].cpu()
+        )
+    for budget in ((256 if dtype == HALF else 384) << 20, 512 << 20):
         room = Room(budget, "--stage-budget", libraries=CUBLAS)
         option = next(iter(pixels_options(model, "strips", dtype, CUDA, room, shape)))
         assert isinstance(option.strategy, StripDecode)
-        torch.cuda.empty_cache()
-        peak, took, found = _measured(
-            lambda option=option: option.strategy.decode(vae, latents, CUDA, lambda *_: None)
-        )
+        component.flush(CUDA)
+        with component.exact_float32(), component.capped(CUDA, room):
+            peak, took, found = _measured(
+                lambda option=option: option.strategy.decode(vae, latents, CUDA, lambda *_: None)
+            )
         error = float((found.float() - whole.float()).abs().max() / whole.float().abs().max())
         note(test="strips", dtype=str(dtype), side=side, budget=budget, allocated=peak,
              predicted=option.need.allocated, reserved=torch.cuda.max_memory_reserved(),
+             predicted_reserved=option.need.reserved, room=option.strategy.room_bytes,
              seconds=took, whole_seconds=seconds, error=error)  # fmt: skip
-        assert peak <= option.need.allocated
-        assert error < 2e-2  # TF32 in convolutions, where fp32 was asked for, or half precision
+        assert torch.cuda.max_memory_reserved() <= budget
+        assert peak <= 1.02 * option.need.allocated
+        assert error < (2e-2 if dtype == HALF else 1e-4)
 
 
 def test_copies_hide_behind_the_computation(tmp_path: Path) -> None:
@@ -167,24 +178,56 @@ def test_copies_hide_behind_the_computation(tmp_path: Path) -> None:
     )
     with CUDA:
         build(network, config, HALF).save_pretrained(tmp_path)
-    seconds = {}
+    seconds: dict[str, float] = {}
     ways = {"resident": Whole(HALF), "stream": Streamed(HALF, part.blocks, repeats=True, keep=True)}
+    size, sides = 0, (64, 128, 256)
     with torch.inference_mode():
         for name, weights in ways.items():
             loaded = weights.load(network, tmp_path, CUDA)
-            step = partial(step_once(FAMILY, LADDER[0], _steps(128), ""), loaded.model, CUDA)
-            for _ in range(3):  # the files are read in the first
-                step()
-            seconds[name] = min(_measured(step)[1] for _ in range(4))
-            del step
             if isinstance(weights, Streamed):
                 size = weights.moving(loaded.model)
+            for side in sides:
+                step = partial(step_once(FAMILY, LADDER[0], _steps(side), ""), loaded.model, CUDA)
+                for _ in range(3):  # the files are read in the first
+                    step()
+                took, handed = _step_seconds(step)
+                seconds[f"{name} {8 * side} px"] = took
+                note(test="overlap", way=name, side=side, seconds=took, host_seconds=handed)
+            del step
             loaded.close()
     host = torch.empty(size, dtype=torch.uint8, pin_memory=True)
     there = torch.empty_like(host, device=CUDA)
-    seconds["copies"] = min(_measured(lambda: there.copy_(host))[1] for _ in range(4))
-    note(test="overlap", bytes=size, **seconds)
-    assert seconds["stream"] < 0.95 * (seconds["resident"] + seconds["copies"])
+    copies = min(_measured(lambda: there.copy_(host))[1] for _ in range(4))
+    note(test="overlap", bytes=size, copies=copies)
+    for side in sides[1:]:  # at 512 px the copies take longer than the computation
+        resident, stream = (seconds[f"{name} {8 * side} px"] for name in ways)
+        assert stream < resident + 0.7 * copies, f"{8 * side} px: {seconds}, copies {copies}"
+
+
+def _step_seconds(step: Callable[[], Any], count: int = 6) -> tuple[float, float]:
+    """Of a step among several, in all and until the host has handed its work out."""
+    torch.cuda.synchronize()
+    start, handed = time.perf_counter(), 0.0
+    for _ in range(count):
+        before = time.perf_counter()
+        step()
+        handed += time.perf_counter() - before
+    torch.cuda.synchronize()
+    return (time.perf_counter() - start) / count, handed / count
+
+
+def _note_attention(tokens: int) -> None:
+    """Which way torch takes for T5's attention, and what that takes."""
+    query = torch.zeros(1, 64, tokens, 64, dtype=torch.bfloat16, device=CUDA)
+    mask = torch.zeros(1, 64, tokens, tokens, dtype=torch.bfloat16, device=CUDA)
+    before = torch.cuda.memory_allocated()
+    asked = torch.backends.cuda.SDPAParams(query, query, query, mask, 0.0, False, False)
+    attend = partial(nn.functional.scaled_dot_product_attention, query, query, query, mask)
+    peak, _, _ = _measured(attend)
+    note(test="attention", tokens=tokens, took=peak - before,
+         kernel=torch._fused_sdp_choice(query, query, query, mask),
+         efficient=torch.backends.cuda.can_use_efficient_attention(asked),
+         cudnn=torch.backends.cuda.can_use_cudnn_attention(asked))  # fmt: skip
 
 
 def _steps(side: int) -> Steps:
@@ -210,7 +253,8 @@ def _ratio(role: str, dtype: torch.dtype, size: str, need: Need, work: Work) -> 
     """The peak of a piece of work, to the one that was foretold."""
     network = _network(role, dtype)
     component.flush(CUDA)
-    peak, seconds, _ = _measured(partial(work, network, CUDA))
+    with component.exact_float32():
+        peak, seconds, _ = _measured(partial(work, network, CUDA))
     reserved = torch.cuda.max_memory_reserved()
     weights = sum(each.numel() * each.element_size() for each in network.parameters())
     note(test="foretold", role=role, dtype=str(dtype), size=size, weights=weights, allocated=peak,

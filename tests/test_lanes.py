@@ -4,6 +4,7 @@ Copies are made either as late as possible or as early as possible, and the comp
 late as possible: whatever is not ordered by an event is then seen in the wrong order.
 """
 
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from safetensors.torch import save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lowvram.weights.lanes import CopyingLane, Unit
+from lowvram.weights.pump import Pump, Relay
 from lowvram.weights.shards import Shards
 
 UNITS = 9
@@ -108,3 +110,41 @@ def test_no_unit_is_seen_before_it_came_or_after_it_went(
         computing.synchronize()
         lane.close()
     assert [each.unique().tolist() for each in seen] == [[float(i)] for i in range(UNITS)]
+
+
+@pytest.mark.parametrize("slots", [2, 3])
+@pytest.mark.parametrize("eager", [False, True], ids=["late copies", "early copies"])
+def test_kept_units_are_sent_without_a_thread_and_nothing_waits(
+    eager: bool, slots: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tensors = {f"{index}": torch.full((1000,), float(index)) for index in range(UNITS)}
+    save_file(tensors, tmp_path / "model.safetensors")
+    shards = Shards(tmp_path)
+    units = [Unit.of({name: torch.float32}, shards) for name in tensors]
+    lane = CopyingLane(shards, units, slots, torch.device("cpu"), keep=True)
+    pump = Pump(lane, units, range(UNITS))
+    for index in range(UNITS):
+        assert not lane.holds_all or index
+        pump.take(index)
+        pump.give_back(index)
+    pump.close()
+    assert lane.holds_all
+    computing, copying = Stream(eager=False), Stream(eager)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: computing)
+    monkeypatch.setattr(torch.cuda, "stream", on)
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(threading, "Thread", None)
+    lane._stream = copying  # type: ignore[assignment]
+    seen: list[torch.Tensor] = []
+    with Copies():
+        relay = Relay(lane, units, [*range(UNITS)] * 2)
+        for index in [*range(UNITS)] * 2:
+            view = relay.take(index)[f"{index}"]
+            computing.add(lambda view=view: seen.append(view.clone()))
+            relay.give_back(index)
+        assert eager or seen == []  # the host has handed all out, and waited for nothing
+        computing.synchronize()
+        lane.close()
+    assert [each.unique().tolist() for each in seen] == [[float(i)] for i in range(UNITS)] * 2
+    with pytest.raises(LookupError):
+        relay.take(0)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,14 +18,19 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lowvram.families.pixart import FAMILY
 from lowvram.memory.count import LiveBytes, fake_device
+from lowvram.memory.plan import Room
+from lowvram.memory.predict import trace, without_storage
 from lowvram.pixels import room, transfers
 from lowvram.pixels.attention import attend
 from lowvram.pixels.feature_maps import InRam, Store
 from lowvram.pixels.layers import AttentionPass, ConvPass, decoder_passes, encoder_passes
 from lowvram.pixels.passes import convolve
+from lowvram.pixels.rehearsal import rehearse
 from lowvram.pixels.room import Chunks
 from lowvram.pixels.strips import Direction, StripDecode, least_room
 from lowvram.pixels.transfers import CudaTransfers
+from lowvram.repository import resolve
+from lowvram.stages.options.pixels import pixels_options
 from lowvram.weights.checkpoint import build
 
 CPU = torch.device("cpu")
@@ -157,3 +163,33 @@ def _attend(one: AttentionPass, cut: Chunks, dtype: torch.dtype, copies: CudaTra
 
 def _no_work(work: int) -> None:
     """No one looks."""
+
+
+def test_a_rehearsal_holds_what_is_held(streams: None) -> None:
+    """Of a picture that is one strip of each pass: the same memory in the same order."""
+    config = FAMILY.published_configs["vae"]
+    vae = without_storage(lambda: build(AutoencoderKL, config, torch.float16))
+
+    def really(network: AutoencoderKL, device: torch.device) -> None:
+        with CudaTransfers(device) as copies:
+            for one in decoder_passes(network, 8, 8):
+                if isinstance(one, ConvPass):
+                    rows = room.conv_rows(one, 1 << 30, room.Rates(2, "cuda"))
+                    _convolve(one, rows, torch.float16, copies)
+
+    def rehearsed(network: AutoencoderKL, device: torch.device) -> None:
+        rehearse(network, (8, 8), 1 << 30, "decode", device)
+
+    found = [trace(vae, work, convolutions="cudnn") for work in (really, rehearsed)]
+    assert found[0].activations == found[1].activations
+    assert {size for _, size in found[0].events} == {size for _, size in found[1].events}
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
+def test_strips_fit_what_the_allocator_reserves(dtype: torch.dtype, true_sizes: Path) -> None:
+    budget = Room(320 << 20, "--stage-budget", libraries=32 << 20)
+    shape, device = (1, 4, 64, 64), torch.device("cuda")
+    option = next(pixels_options(resolve(str(true_sizes)), "strips", dtype, device, budget, shape))
+    assert budget.holds(option.need)
+    assert option.need.reserved is not None
+    assert option.need.allocated < option.need.reserved

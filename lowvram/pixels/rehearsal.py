@@ -1,7 +1,8 @@
-"""The strips of a picture without computing them, for the order in which a GPU's memory comes and goes.
+"""The strips of a picture without computing them: in which order a GPU's memory comes and goes.
 
 What the caching allocator reserves depends on that order, and is up to 1.7 times what `room.py`
-counts. Run on tensors without storage; of each pass the first strip, one more and the last.
+counts. Run on tensors without storage: of passes that are alike one, and of that the first strip,
+two more and the last.
 """
 
 from dataclasses import replace
@@ -19,7 +20,7 @@ from lowvram.pixels.transfers import RehearsedTransfers
 def rehearse(
     vae: Any, latents: tuple[int, int], room_bytes: int, direction: Direction, device: torch.device
 ) -> None:
-    """Allocate as strips on CUDA do, but for attention, of which `room.py` knows more than it takes.
+    """Allocate as strips on CUDA do, but for attention: `room.py` counts more than it takes.
 
     Args:
         vae: on the device, which may be one of fake tensors.
@@ -33,10 +34,21 @@ def rehearse(
     else:
         scale = 2 ** (len(vae.config.block_out_channels) - 1)
         passes = encoder_passes(vae, *(scale * side for side in latents))
+    done: set[tuple[object, ...]] = set()
     with RehearsedTransfers(device) as transfers:
         for one in passes:
-            if not isinstance(one, ConvPass):
+            alike: tuple[object, ...] = (one.source, one.target)
+            if isinstance(one, ConvPass):
+                alike += (
+                    one.resample,
+                    one.norm is None,
+                    one.adds,
+                    one.shortcut is None,
+                    one.measured,
+                )
+            if not isinstance(one, ConvPass) or alike in done:
                 continue
+            done.add(alike)
             rows = conv_rows(one, room_bytes, rates)
             short = _shortened(one, rows)
             channels = one.target.channels if one.shortcut is None else one.shortcut.in_channels
@@ -53,11 +65,11 @@ def rehearse(
 
 
 def _shortened(one: ConvPass, rows: int) -> ConvPass:
-    """The pass of a map that is cut into three strips, the last as high as that of the whole map."""
+    """Of a map that is cut into four strips, the last as high as that of the whole map."""
     height = one.target.height
-    if height <= 3 * rows:
+    if height <= 4 * rows:
         return one
-    height = 2 * rows + (height % rows or rows)
+    height = 3 * rows + (height % rows or rows)
     above = {"same": height, "up": height // 2, "down": 2 * height}[one.resample]
     return replace(one, source=Shape(above, one.source.channels, one.source.width))
 

@@ -58,7 +58,7 @@ class CudaTransfers(Transfers):
     Every device tensor comes from the computing stream's memory, and the computing stream waits for
     a copy before it uses or gives up its tensor. So memory is reused in the order of that stream:
     no more than what is counted lives at once, however far the host runs ahead. Tested with streams
-    that copy as late as they may (`tests/test_transfers.py`); not yet run on a GPU.
+    that copy as late as they may (`tests/test_transfers.py`).
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -94,11 +94,14 @@ class CudaTransfers(Transfers):
             self._computing.wait_event(previous[1])
 
     def finish(self) -> None:
-        """Wait for all three streams, so that the host may read, free or unpin its maps."""
+        """Wait for all three streams, so that the host may read, free or unpin its maps. The next
+        pass has strips of other sizes: it finds no memory cut up for those of this one.
+        """
         for stream in (self._computing, self._in, self._out):
             stream.synchronize()
         self._started.clear()
         self._written = None
+        torch.cuda.empty_cache()
 
 
 class RehearsedTransfers(Transfers):

@@ -61,7 +61,11 @@ class Lane(Protocol):
 
     slots: int
     held_bytes: int  # on the device
-    holds_all: bool  # every unit is in host memory: `read` waits for nothing
+
+    @property
+    def holds_all(self) -> bool:
+        """Whether every unit is in host memory, so that `read` waits for nothing."""
+        ...
 
     def read(self, index: int, unit: Unit) -> Any:
         """Wait for the file; what `send` needs."""

@@ -141,9 +141,7 @@ def _strips(
         for own in dict.fromkeys(max(least, each - in_room) for each in rooms):
             peaks = None
             if device.type == "cuda":
-                own, peaks = _fit_strips(
-                    vae, weights, device, room, shape, own, least, direction
-                )
+                own, peaks = _fit_strips(vae, weights, device, room, shape, own, least, direction)
             strip = used_room(*of, device.type, own, direction)
             held = sum(weights) + strip
             took = replace(
@@ -179,7 +177,7 @@ def _fit_strips(
     """Bytes for strips with which also what a GPU's allocator reserves is within the room, if some
     have; and what they take of it.
     """
-    for left in LEFT_TO_ALLOCATOR:
+    for left in LEFT_TO_ALLOCATOR[::2]:
         fills = max(least, own - int(left * room.bytes))
 
         def strips(network: Any, fake: torch.device, fills: int = fills) -> None:
