@@ -25,14 +25,13 @@ def train_denoiser(
     folder: Path,
     log: Log,
     tokenizer: T5Tokenizer,
-    text_encoder: T5EncoderModel,
-    vae: AutoencoderKL,
+    trained: tuple[T5EncoderModel, PixArtTransformer2DModel, AutoencoderKL],
     seen: list[Corpus],
     unseen: Corpus,
     model: Path,
-) -> PixArtTransformer2DModel:
+) -> None:
     """Train the transformer and, slowly, the text encoder; export to `model` at each look."""
-    transformer = networks.make_transformer().to(device())
+    text_encoder, transformer, vae = trained
     parts = nn.ModuleDict({"transformer": transformer, "text": text_encoder})
     latents = [latents_of(vae, some, folder / f"latents-{i}.pt") for i, some in enumerate(seen)]
     unseen_latents = latents_of(vae, unseen, folder / "latents-unseen.pt")
@@ -79,7 +78,6 @@ def train_denoiser(
         return {"held_out_950": right, "shuffled_950": shuffled} | judge(pictures, asked)
 
     fit(plan, parts, loss_at, watch, folder, log)
-    return transformer
 
 
 @torch.no_grad()

@@ -266,6 +266,18 @@ def export(
     draft.rename(folder)
 
 
+def imported(
+    folder: Path, device: torch.device
+) -> tuple[T5EncoderModel, PixArtTransformer2DModel, AutoencoderKL]:
+    """The networks of an exported pipeline, in fp32, to be trained on."""
+    encoder = T5EncoderModel.from_pretrained(folder / "text_encoder", dtype=torch.float32)
+    transformer = PixArtTransformer2DModel.from_pretrained(folder / "transformer")
+    vae = AutoencoderKL.from_pretrained(folder / "vae")
+    networks = (encoder, transformer, vae)
+    encoder, transformer, vae = (each.float().to(device).train() for each in networks)
+    return encoder, transformer, vae
+
+
 def _half(network: torch.nn.Module) -> torch.nn.Module:
     """An fp16 copy."""
     return copy.deepcopy(network).half()
