@@ -1,5 +1,8 @@
 """Foretold peaks against torch's real CPU allocator; more in benchmarks/prediction.py."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -48,3 +51,45 @@ def test_foretold_is_what_the_allocator_gives(allocated: list[int], tmp_path: Pa
         assert (1 - under) * foretold <= allocated[-1] <= 1.01 * foretold
     assert len(allocated) == len(stages)
     assert torch.is_inference_mode_enabled() is False
+
+
+# Rows, depth and columns: small, uneven, more than a block, and rows that are copied too.
+_SHAPES = [(2, 16, 16), (9, 256, 128), (20, 33, 17), (301, 64, 64), (300, 1024, 256)]
+_SHAPES += [(300, 1443, 34), (2048, 4096, 64)]
+
+_PRODUCTS = f"""
+import torch
+from torch.profiler import ProfilerActivity, profile
+from benchmarks.prediction import peak
+from lowvram.memory import onednn
+
+for threads in (1, 2):
+    torch.set_num_threads(threads)
+    for rows, depth, columns in {_SHAPES}:
+        value = torch.ones(rows, depth, dtype=torch.bfloat16)
+        weight = torch.ones(columns, depth, dtype=torch.bfloat16)
+        with torch.inference_mode(), profile(
+            activities=[ProfilerActivity.CPU], profile_memory=True
+        ) as record:
+            result = torch.nn.functional.linear(value, weight)
+        took = peak(record) - result.nbytes
+        print(threads, rows, depth, columns, took, onednn.product(value, result, True))
+"""
+
+
+@pytest.mark.parametrize("instructions", ["AVX2", "AVX512_CORE", "ALL"])
+def test_scratch_of_products_in_bf16(instructions: str) -> None:
+    """With the instructions that this CPU has, and without them."""
+    ran = subprocess.run(
+        [sys.executable, "-c", _PRODUCTS],
+        cwd=Path(__file__).parent.parent,
+        env={**os.environ, "ONEDNN_MAX_CPU_ISA": instructions},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    rows = [[int(each) for each in line.split()] for line in ran.stdout.splitlines()]
+    assert len(rows) == 2 * len(_SHAPES)
+    for threads, *shape, took, foretold in rows:
+        # what is over is a block of rows that is smaller than it may be
+        assert took <= foretold <= took + threads * 128 * 256 + 512, (threads, shape)

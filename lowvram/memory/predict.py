@@ -1,6 +1,6 @@
 """Foretells peaks: the real modules run on tensors without storage, and live bytes are counted.
 
-Needs configurations only, no weights and no GPU. The workspace of convolutions and, for CUDA, the
+Needs configurations only, no weights and no GPU. The workspace of libraries and, for CUDA, the
 caching allocator's segments are added. benchmarks/README.md has it against the CPU's
 allocator.
 """
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lowvram.memory import allocator
+from lowvram.memory import allocator, onednn
 from lowvram.memory.count import LiveBytes, fake_device
 
 # cuBLASLt's workspace in torch, from the first product with a bias on: 1 MiB on an H100.
@@ -50,7 +50,7 @@ def trace(
     network: nn.Module,
     work: Work,
     blocks: str | tuple[str, ...] = "",
-    convolutions: str = "",
+    library: str = "",
 ) -> Trace:
     """Follow a piece of work without doing it.
 
@@ -60,8 +60,8 @@ def trace(
         blocks: path of repeated blocks that are all alike but for the first; two of them are
             followed, and the others counted like the second. Of blocks that differ (paths) each is
             followed.
-        convolutions: the library whose workspace is added: "cudnn" (and that of CUDA's attention),
-            "onednn" (on a CPU) or "".
+        library: whose workspace is added: "cudnn" (convolutions, and CUDA's attention), "onednn"
+            (on a CPU: convolutions, and products in bfloat16) or "".
     """
     network, scale = _copied(network, blocks)
     second = None
@@ -69,7 +69,7 @@ def trace(
         second = list(network.get_submodule(blocks).children())[-1]
     with fake_device() as device:
         make_fake(network, device)
-        with torch.inference_mode(), _Tracing(device.type, convolutions) as live:
+        with torch.inference_mode(), _Tracing(device.type, library) as live:
             if second is not None:
                 live.watch(second)
             result = work(network, device)
@@ -122,10 +122,10 @@ def cuda_peaks(
 class _Tracing(LiveBytes):
     """Also keeps the order of allocations and counts operations."""
 
-    def __init__(self, device_type: str, convolutions: str) -> None:
+    def __init__(self, device_type: str, library: str) -> None:
         super().__init__(device_type)
-        self._workspace = {"cudnn": _cudnn, "onednn": _onednn}.get(convolutions)
-        self._on_cuda = convolutions == "cudnn"
+        self._workspace = {"cudnn": _cudnn, "onednn": onednn.convolution}.get(library)
+        self._on_cuda, self._on_cpu = library == "cudnn", library == "onednn"
         self.events: list[Event] = []
         self.flops = self.flops_in_block = self.parked = 0
 
@@ -141,6 +141,8 @@ class _Tracing(LiveBytes):
                 self._passing(self._workspace(args[0], args[1], result))
             elif self._on_cuda and name == "aten::scaled_dot_product_attention":
                 self._passing(_attends(args, kwargs or {}) - _bytes(result))
+            elif self._on_cpu and name in _PRODUCTS:
+                self._passing(onednn.product(args[0], result, args[1].dim() == 2))
         return result
 
     def _passing(self, size: int) -> None:
@@ -194,16 +196,6 @@ def _attends(args: Any, kwargs: Mapping[str, Any]) -> int:
     return 4 * (query.numel() + key.numel() + value.numel() + 2 * scores)
 
 
-def _onednn(value: Tensor, weight: Tensor, result: Tensor) -> int:
-    """oneDNN copies the input, the weights and the output into layouts of its own, with channels in
-    lots of 8 or 16: the output's stays until it is copied back. Seen in the allocator's record.
-    """
-    lot = 16 if "AVX512" in torch.backends.cpu.get_cpu_capability() else 8
-    channels = -(-result.shape[1] // lot) * lot
-    own = _bytes(result) // result.shape[1] * channels
-    return max(own, _bytes(value) + _bytes(weight) + own - _bytes(result))
-
-
 def _bytes(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()
 
@@ -233,6 +225,8 @@ _FLOPS: dict[str, Callable[[Any, Any], int]] = {
     "convolution": _convolution,
     "scaled_dot_product_attention": _attention,
 }
+
+_PRODUCTS = {"aten::linear", "aten::matmul", "aten::mm", "aten::bmm"}
 
 
 def make_fake(network: nn.Module, device: torch.device) -> None:

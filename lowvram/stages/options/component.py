@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 LEFT_TO_ALLOCATOR = (0.0, 0.03, 0.06, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5)
 
 
-# By device: the libraries that compute convolutions, whose workspace is counted.
-CONVOLUTIONS = {"cuda": "cudnn", "cpu": "onednn"}
+# By device: the libraries that compute, whose workspace is counted.
+LIBRARIES = {"cuda": "cudnn", "cpu": "onednn"}
 
 
 def shapes(model: Model, role: str, dtype: torch.dtype) -> "nn.Module":

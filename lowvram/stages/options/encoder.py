@@ -11,8 +11,8 @@ from lowvram.memory.plan import Need, Option, Room
 from lowvram.memory.predict import Trace, Work, trace
 from lowvram.repository import Model
 from lowvram.stages.options.component import (
-    CONVOLUTIONS,
     LEFT_TO_ALLOCATOR,
+    LIBRARIES,
     need,
     shapes,
     stored_bytes,
@@ -55,7 +55,7 @@ def encoder_options(
     component = model.get_family().component("text_encoder")
     network = shapes(model, "text_encoder", dtype)
     stored = stored_bytes(model, "text_encoder", network)
-    library = CONVOLUTIONS["cuda"] if device.type == "cuda" else ""
+    library = LIBRARIES.get(device.type, "")
     once = encode_once(model.get_family(), texts.tokens)
     traced = trace(network, once, component.blocks, library)
     if device.type == "cpu":  # where the device is the host, the results stay there

@@ -25,8 +25,8 @@ from lowvram.pixels.strips import (
 from lowvram.pixels.whole import WholeDecode
 from lowvram.repository import Model
 from lowvram.stages.options.component import (
-    CONVOLUTIONS,
     LEFT_TO_ALLOCATOR,
+    LIBRARIES,
     need,
     shapes,
     stored_bytes,
@@ -73,7 +73,7 @@ def pixels_options(
     whole: Option[Pixels] | None = None
     if asked in ("auto", "whole", "strips", "all"):
         work = (decode_once if direction == "decode" else encode_once)(shape, dtype)
-        traced = trace(vae, work, convolutions=CONVOLUTIONS.get(device.type, ""))
+        traced = trace(vae, work, library=LIBRARIES.get(device.type, ""))
         took = need(
             weights,
             traced,
@@ -183,7 +183,7 @@ def _fit_strips(
         def strips(network: Any, fake: torch.device, fills: int = fills) -> None:
             rehearse(network, (shape[-2], shape[-1]), fills, direction, fake)
 
-        traced = trace(vae, strips, convolutions=CONVOLUTIONS[device.type])
+        traced = trace(vae, strips, library=LIBRARIES[device.type])
         found = need(weights, traced, device, room)
         if not room.bytes or room.holds(found) or fills == least:
             break
@@ -209,7 +209,7 @@ def _blended(
     while tile >= min(_LEAST_TILE, max(height, width) // 2):
         cells = tile // scale
         cut = (shape[0], shape[1], min(cells, shape[-2]), min(cells, shape[-1]))
-        traced = trace(vae, decode_once(cut, dtype), convolutions=CONVOLUTIONS.get(device.type, ""))
+        traced = trace(vae, decode_once(cut, dtype), library=LIBRARIES.get(device.type, ""))
         starts = range(0, shape[-2], cells - cells // 4), range(0, shape[-1], cells - cells // 4)
         sides = [
             sum(min(cells, length - at) for at in side)

@@ -13,8 +13,8 @@ from lowvram.memory.plan import Need, Option, Room
 from lowvram.memory.predict import Trace, Work, trace
 from lowvram.repository import Model
 from lowvram.stages.options.component import (
-    CONVOLUTIONS,
     LEFT_TO_ALLOCATOR,
+    LIBRARIES,
     need,
     shapes,
     stored_bytes,
@@ -85,7 +85,8 @@ def transformer_options(
     whole = Whole(dtype).sizes(network)
     stored = stored_bytes(model, "transformer", network)
     keep = _has_room(sum(whole), device)
-    library = CONVOLUTIONS.get(device.type, "") if _convolves(network) else ""
+    counts = device.type == "cpu" or _convolves(network)
+    library = LIBRARIES.get(device.type, "") if counts else ""
     stream = Streamed(dtype, component.blocks, component.order, repeats=True, keep=keep)
     fills = bool(room.bytes) and (asked != "stream" or bool(room.option))
     traces: dict[tuple[Savings, Blocks], Trace] = {}
