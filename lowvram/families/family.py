@@ -70,6 +70,7 @@ class Published:
             is none.
         timesteps: that this model was distilled for, where they are not its scheduler's own.
         side: px of its own, square size, for lists that read no files; 0 where it is not known.
+        sizes: width and height, px, of larger pictures that it was trained for all the same.
     """
 
     repository: str
@@ -82,6 +83,7 @@ class Published:
     guidance_scale: float = 0.0
     timesteps: tuple[int, ...] = ()
     side: int = 0
+    sizes: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -98,8 +98,11 @@ class PixArtSigma(Family):
         "pixart-sigma-2k": Published(
             "PixArt-alpha/PixArt-Sigma-XL-2-2K-MS", base="pixart-sigma-1024", side=2048
         ),
-        "demo": Published("demo/model", bundled=True, steps=20, guidance_scale=1.5, side=128),
-    }
+        "demo": Published(
+            "demo/model", bundled=True, steps=20, guidance_scale=2.0, side=128,
+            sizes=((192, 128), (128, 192)),
+        ),
+    }  # fmt: skip
     base = "pixart-sigma-1024"
     default_steps = 20  # PixArtSigmaPipeline.__call__, as the three below
     default_guidance_scale = 4.5

@@ -276,7 +276,8 @@ def _sizes(
         note = family.size_note(configs, requested, rendered)
     except (KeyError, TypeError) as error:
         raise ModelError(f"{model.name} has a configuration that lacks {error}") from None
-    if note:
+    published = family.models.get(model.name)
+    if note and not (published and (rendered.width, rendered.height) in published.sizes):
         log.warning("%s", note)
     return requested, rendered
 
