@@ -5,6 +5,7 @@ prompt leaves them open. A colour or a shape that goes unsaid is any.
 """
 
 import random
+import re
 import string
 
 from .scenes import COLOURS, SHAPES, Scene, Thing
@@ -77,27 +78,31 @@ def decorated(text: str, rng: random.Random) -> str:
 
 
 def fragment(scene: Scene, rng: random.Random) -> str:
-    """A few words that are true of the scene and leave the rest open: "blue", "a star".
+    """Words that are true of the scene and leave the rest open, or the scene without its colour.
 
-    A negative prompt is mostly such a text.
+    Bare words ("blue", "star", "top left") leave all else open: a negative prompt is mostly such a
+    text. What has an article or a colour and a shape is a whole caption, and what it does not say is
+    as usual: "a grey diamond" stands alone in the centre on white.
     """
+    if scene.kind != "relation" and rng.random() < 0.4:
+        return without_colour(caption(scene, rng), scene.things[0].colour)
     thing = rng.choice(scene.things)
-    shape = shape_word(thing.shape, rng)
-    colour = rng.choice(COLOUR_WORDS[thing.colour])
-    ground = rng.choice(COLOUR_WORDS[scene.background])
-    texts = [colour, colour, ground, shape, article(shape), f"{colour} {shape}"]
-    texts += [article(f"{colour} {shape}"), f"something {colour}", f"{colour} things"]
+    colour, ground = (rng.choice(COLOUR_WORDS[c]) for c in (thing.colour, scene.background))
+    texts = [colour, colour, colour, ground, shape_word(thing.shape, rng), f"{colour} things"]
     texts += [f"{ground} {rng.choice(GROUND_WORDS)}", rng.choice(SIZE_WORDS[thing.size])]
-    texts += [article(f"{colour} shape"), f"{ground}, {shape}", f"{colour} and {ground}"]
     if scene.kind == "count":
         plural = shape_word(thing.shape, rng, plural=True)
-        texts += [rng.choice(COUNT_WORDS[scene.count]), plural, f"{colour} {plural}"]
+        texts += [rng.choice(COUNT_WORDS[scene.count]), plural]
     elif scene.kind == "place":
-        texts += [say_place(scene.place, rng)] * 2
-    else:
-        other = scene.things[1 - scene.things.index(thing)]
-        texts += [f"{shape} and {shape_word(other.shape, rng)}", f"{colour} and {other.colour}"]
+        texts += [say_place(scene.place, rng)]
     return rng.choice(texts)
+
+
+def without_colour(text: str, colour: str) -> str:
+    """A caption of a single thing that no longer says the thing's colour."""
+    words = "|".join(COLOUR_WORDS[colour])
+    text = re.sub(rf" in ({words})\b|\b({words}) ", "", text, count=1)
+    return re.sub(r"\ban?(?= ([a-z]))", lambda found: article(found[1]).split()[0], text)
 
 
 def shape_word(shape: str, rng: random.Random, plural: bool = False) -> str:

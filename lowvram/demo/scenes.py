@@ -153,7 +153,9 @@ def random_scene(
 
 
 def _any_scene(rng: random.Random, kind: str, canvas: tuple[int, int]) -> Scene:
-    background = "white" if rng.random() < 0.15 else rng.choice(tuple(COLOURS))
+    # What goes unsaid is drawn often enough to be learned: all of it at once, and each by itself.
+    plain = kind == "place" and rng.random() < 0.2
+    background = "white" if plain or rng.random() < 0.2 else rng.choice(tuple(COLOURS))
     inks = [name for name in COLOURS if name != background]
     place, relation, count = "centre", "", 1
     if kind == "relation":
@@ -161,9 +163,10 @@ def _any_scene(rng: random.Random, kind: str, canvas: tuple[int, int]) -> Scene:
     elif kind == "count":
         count = rng.choice(tuple(LAYOUTS))
     else:
-        place = rng.choice(tuple(PLACES))
+        place = "centre" if plain or rng.random() < 0.2 else rng.choice(tuple(PLACES))
+    sizes = ("medium",) if plain else ("medium", *SIZES)
     things = tuple(
-        Thing(rng.choice(SHAPES), rng.choice(inks), rng.choice(tuple(SIZES)))
+        Thing(rng.choice(SHAPES), rng.choice(inks), rng.choice(sizes))
         for _ in range(2 if relation else 1)
     )
     most = _MAX_SHIFT[kind]
