@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=REPOSITORY / ".demo-training")
     parser.add_argument("--model", type=Path, default=MODEL, help="where to export")
     parser.add_argument("--until", choices=STAGES, default="denoiser", help="the last stage")
-    parser.add_argument("--start", type=Path, metavar="MODEL", help="exported; train on from it")
+    parser.add_argument("--pretrained", type=Path, metavar="MODEL", help="exported; train on from it")
     parser.add_argument("--seconds", nargs="*", default=[], metavar="STAGE=SECONDS")
     parser.add_argument("--scenes", type=int, nargs=3, help="how many of each canvas")
     options = parser.parse_args()
@@ -81,8 +81,8 @@ def main() -> None:
     seen, unseen = ([some.to(device()) for some in side] for side in (seen, unseen))
 
     torch.manual_seed(0)
-    if options.start:
-        text_encoder, transformer, vae = networks.imported(options.start, device())
+    if options.pretrained:
+        text_encoder, transformer, vae = networks.imported(options.pretrained, device())
         denoiser = replace(denoiser, rates={k: v / 4 for k, v in denoiser.rates.items()})
     else:
         text_encoder = train_text(text, folder, log, tokenizer, seen[0], unseen[0])
