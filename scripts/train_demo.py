@@ -3,10 +3,11 @@
     python scripts/train_demo.py                            # one CUDA GPU: about ten minutes
     torchrun --nproc-per-node 2 scripts/train_demo.py       # two CPU cores: a night
 
-draws its own pictures and needs no download. Stages: tokenizer, text encoder, VAE, its decoder, denoiser. Each
+draws its own pictures and needs no download. Stages: tokenizer, text encoder, VAE, denoiser. Each
 leaves its result in `.demo-training/`, so a stopped run goes on where it was; `log.jsonl` there has
 every figure. A usable folder is exported at each look at the denoiser. `--until vae` stops early,
-`--seconds denoiser=300` gives a stage another time limit.
+`--seconds denoiser=300` gives a stage another time limit, and `--pretrained MODEL` goes on from an
+exported model: its denoiser alone, at a quarter of the rates.
 """
 
 import argparse
@@ -23,23 +24,21 @@ from lowvram.demo.denoiser_stage import train_denoiser
 from lowvram.demo.scenes import CANVASES
 from lowvram.demo.text_stage import train_text
 from lowvram.demo.training import Log, Plan, device, wait_for_all, worker
-from lowvram.demo.vae_stage import sharpen_decoder, train_vae
+from lowvram.demo.vae_stage import train_vae
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 MODEL = REPOSITORY / "lowvram" / "demo" / "model"
 
-STAGES = ("text", "vae", "decoder", "denoiser")
+STAGES = ("text", "vae", "denoiser")
 PLANS = {  # batch, steps, seconds, peak learning rates, averaging, steps between looks
     "cuda": (
         Plan("text", 512, 1000, 60, {"encoder": 2e-3, "readers": 2e-3}, 0.99, 500),
         Plan("vae", 256, 8000, 150, {"vae": 2e-3}, 0.998, 1000),
-        Plan("decoder", 256, 4000, 90, {"decoder": 1e-3}, 0.998, 1000),
         Plan("denoiser", 512, 20000, 330, {"transformer": 1.2e-3, "text": 1e-4}, 0.999, 1500),
     ),
     "cpu": (
         Plan("text", 64, 1600, 600, {"encoder": 2e-3, "readers": 2e-3}, 0.99, 200),
         Plan("vae", 8, 12000, 3600, {"vae": 2e-3}, 0.995, 250),
-        Plan("decoder", 8, 8000, 2400, {"decoder": 1e-3}, 0.995, 250),
         Plan("denoiser", 64, 40000, 36000, {"transformer": 1.2e-3, "text": 1e-4}, 0.998, 250),
     ),
 }
@@ -53,12 +52,14 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=REPOSITORY / ".demo-training")
     parser.add_argument("--model", type=Path, default=MODEL, help="where to export")
     parser.add_argument("--until", choices=STAGES, default="denoiser", help="the last stage")
-    parser.add_argument("--pretrained", type=Path, metavar="MODEL", help="exported; train on from it")
+    parser.add_argument(
+        "--pretrained", type=Path, metavar="MODEL", help="exported; train on from it"
+    )
     parser.add_argument("--seconds", nargs="*", default=[], metavar="STAGE=SECONDS")
     parser.add_argument("--scenes", type=int, nargs=3, help="how many of each canvas")
     options = parser.parse_args()
     limits = dict(pair.split("=") for pair in options.seconds)
-    text, vae_plan, decoder, denoiser = (
+    text, vae_plan, denoiser = (
         replace(plan, seconds=float(limits.get(plan.name, plan.seconds)))
         for plan in PLANS[device().type]
     )
@@ -92,9 +93,6 @@ def main() -> None:
         if options.until == "vae":
             return
         transformer = networks.make_transformer().to(device())
-    sharpen_decoder(decoder, folder, log, vae, seen, unseen)
-    if options.until == "decoder":
-        return
     train_denoiser(
         denoiser, folder, log, tokenizer, (text_encoder, transformer, vae), seen, unseen[0],
         options.model,

@@ -1,6 +1,5 @@
 """The VAE's stage: it learns on crops, then on whole pictures; then its latents are whitened."""
 
-import copy
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ from .pictures import from_tensor, sheet
 from .training import Figures, Log, Plan, device, fit, workers
 
 _CROP = 64  # px
-_MOST_OFF = 0.08  # noise on scaled latents, whose standard deviation is 1
 
 
 def train_vae(
@@ -41,41 +39,23 @@ def train_vae(
 
     @torch.no_grad()
     def watch(parts: nn.ModuleDict, step: int) -> Figures:
-        return _figures(parts["vae"], unseen, folder)
+        averaged: Any = parts["vae"]
+        figures = {}
+        for some in unseen:
+            asked = paint(some.packed[:64], *some.canvas)
+            made = averaged.decode(averaged.encode(asked).latent_dist.mean).sample
+            error = (made.clamp(-1, 1) - asked) / 2
+            name = "x".join(map(str, some.canvas))
+            figures[f"psnr {name}"] = (
+                (-10 * error.square().mean(dim=(1, 2, 3)).log10()).mean().item()
+            )
+            pairs = torch.stack([asked, made], dim=1).flatten(0, 1)[:32].cpu()
+            sheet([from_tensor(pixels) for pixels in pairs], 8).save(folder / f"vae-{name}.png")
+        return figures
 
     fit(plan, nn.ModuleDict({"vae": vae}), loss_at, watch, folder, log)
     _whiten(vae, seen[0])
     return vae
-
-
-def sharpen_decoder(
-    plan: Plan, folder: Path, log: Log, vae: AutoencoderKL, seen: list[Corpus], unseen: list[Corpus]
-) -> None:
-    """Train the decoder alone, on latents as far off as a denoiser's: latents keep their meaning."""
-    parts = nn.ModuleDict({"decoder": nn.ModuleList([vae.decoder, vae.post_quant_conv])})
-
-    def loss_at(progress: float) -> tuple[Tensor, dict[str, Tensor]]:
-        pixels = _crops(seen[int(torch.randint(len(seen), ()))], plan.batch // workers())
-        with torch.no_grad():
-            latents = vae.encode(pixels).latent_dist.mean
-        spread = _MOST_OFF * torch.rand(len(pixels), 1, 1, 1, device=device())
-        latents = latents + spread / networks.SCALING_FACTOR * torch.randn_like(latents)
-        error = vae.decode(latents).sample - pixels
-        l1, mse = error.abs().mean(), error.square().mean()
-        edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
-        return l1 + 2 * mse + edges, {"l1": l1.detach()}
-
-    @torch.no_grad()
-    def watch(parts: nn.ModuleDict, step: int) -> Figures:
-        # The averaged weights, in the places of a copy.
-        copied: Any = copy.deepcopy(vae)
-        nn.ModuleList([copied.decoder, copied.post_quant_conv]).load_state_dict(
-            parts["decoder"].state_dict()
-        )
-        copied.save_pretrained(folder / "vae")
-        return _figures(copied, unseen, folder)
-
-    fit(plan, parts, loss_at, watch, folder, log)
 
 
 def _crops(some: Corpus, count: int) -> Tensor:
@@ -91,20 +71,6 @@ def _crops(some: Corpus, count: int) -> Tensor:
     corner = torch.minimum(corner.round().clamp(min=0), limit)
     packed[:, 1:, 1:3] -= corner[:, None]
     return paint(packed, _CROP, _CROP)
-
-
-def _figures(vae: Any, unseen: list[Corpus], folder: Path) -> Figures:
-    """PSNR of held-out pictures of each canvas, dB; puts some of them on a sheet."""
-    figures = {}
-    for some in unseen:
-        asked = paint(some.packed[:64], *some.canvas)
-        made = vae.decode(vae.encode(asked).latent_dist.mean).sample
-        error = (made.clamp(-1, 1) - asked) / 2
-        name = "x".join(map(str, some.canvas))
-        figures[f"psnr {name}"] = (-10 * error.square().mean(dim=(1, 2, 3)).log10()).mean().item()
-        pairs = torch.stack([asked, made], dim=1).flatten(0, 1)[:32].cpu()
-        sheet([from_tensor(pixels) for pixels in pairs], 8).save(folder / f"vae-{name}.png")
-    return figures
 
 
 @torch.no_grad()
