@@ -72,7 +72,9 @@ def main() -> None:
         dist.init_process_group("gloo")
         torch.set_num_threads(1)
     tokenizer_folder = folder / "tokenizer"
-    if worker() == 0:
+    if options.pretrained:  # its own, whatever captions are like today
+        tokenizer_folder = options.pretrained / "tokenizer"
+    elif worker() == 0:
         networks.make_tokenizer(tokenizer_folder)
     wait_for_all()
     tokenizer = T5Tokenizer.from_pretrained(str(tokenizer_folder))
@@ -94,7 +96,7 @@ def main() -> None:
             return
         transformer = networks.make_transformer().to(device())
     train_denoiser(
-        denoiser, folder, log, tokenizer, (text_encoder, transformer, vae), seen, unseen[0],
+        denoiser, folder, log, tokenizer_folder, (text_encoder, transformer, vae), seen, unseen[0],
         options.model,
     )  # fmt: skip
     if worker() == 0:

@@ -24,7 +24,7 @@ def train_denoiser(
     plan: Plan,
     folder: Path,
     log: Log,
-    tokenizer: T5Tokenizer,
+    tokenizer_folder: Path,
     trained: tuple[T5EncoderModel, PixArtTransformer2DModel, AutoencoderKL],
     seen: list[Corpus],
     unseen: Corpus,
@@ -35,6 +35,7 @@ def train_denoiser(
     parts = nn.ModuleDict({"transformer": transformer, "text": text_encoder})
     latents = [latents_of(vae, some, folder / f"latents-{i}.pt") for i, some in enumerate(seen)]
     unseen_latents = latents_of(vae, unseen, folder / "latents-unseen.pt")
+    tokenizer = T5Tokenizer.from_pretrained(str(tokenizer_folder))
     empty = tokens(tokenizer, [""])[0].to(device())
     curve = networks.make_scheduler().alphas_cumprod.to(device())
 
@@ -73,7 +74,7 @@ def train_denoiser(
         pixels = vae.decode(made / networks.SCALING_FACTOR).sample.cpu()
         pictures = [from_tensor(each) for each in pixels]
         sheet(pictures, columns=12).save(folder / "denoiser.png")
-        networks.export(model, folder / "tokenizer", parts["text"], parts["transformer"], vae)
+        networks.export(model, tokenizer_folder, parts["text"], parts["transformer"], vae)
         asked = [scene(unseen.canvas, True, index) for index in range(_JUDGED)]
         return {"held_out_950": right, "shuffled_950": shuffled} | judge(pictures, asked)
 
