@@ -64,7 +64,7 @@ def run_once(
 
 
 def first_on_path() -> dict[str, str]:
-    """`PYTHONPATH` with this checkout before what the caller has there: packages may be only there."""
+    """`PYTHONPATH` with this checkout before the caller's: packages may be only there."""
     given = os.environ.get("PYTHONPATH")
     return {"PYTHONPATH": os.pathsep.join([str(ROOT), *([given] if given else [])])}
 

@@ -3,8 +3,8 @@
     python scripts/train_demo.py                            # one CUDA GPU: about ten minutes
     torchrun --nproc-per-node 2 scripts/train_demo.py       # two CPU cores: a night
 
-draws its own pictures and needs no download. Stages: tokenizer, text encoder, VAE, its decoder, denoiser. Each
-leaves its result in `.demo-training/`, so a stopped run goes on where it was; `log.jsonl` there has
+draws its own pictures and needs no download. Stages: tokenizer, text encoder, VAE, its decoder,
+denoiser. Each leaves its result in `.demo-training/`, so a stopped run goes on where it was; `log.jsonl` there has
 every figure. A usable folder is exported at each look at the denoiser. `--until vae` stops early,
 `--seconds denoiser=300` gives a stage another time limit.
 """

@@ -51,7 +51,7 @@ def train_vae(
 def sharpen_decoder(
     plan: Plan, folder: Path, log: Log, vae: AutoencoderKL, seen: list[Corpus], unseen: list[Corpus]
 ) -> None:
-    """Train the decoder alone, on latents as far off as a denoiser's: latents keep their meaning."""
+    """Train the decoder alone, on latents as far off as a denoiser's: they keep their meaning."""
     parts = nn.ModuleDict({"decoder": nn.ModuleList([vae.decoder, vae.post_quant_conv])})
 
     def loss_at(progress: float) -> tuple[Tensor, dict[str, Tensor]]:

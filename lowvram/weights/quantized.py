@@ -137,7 +137,7 @@ class Quantized:
 
 def _leave_unpacked(model: "nn.Module") -> None:
     """Have matrices computed the plain way that bitsandbytes' layout for CPUs with AVX512-BF16 does
-    not hold: it raises in the first product (0.50.2, `functional.py::_convert_weight_packed_for_cpu`).
+    not hold: it raises in the first product (0.50.2, `_convert_weight_packed_for_cpu`).
     """
     from bitsandbytes.nn.modules import Linear4bit
 
