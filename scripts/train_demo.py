@@ -4,9 +4,9 @@
     torchrun --nproc-per-node 2 scripts/train_demo.py       # two CPU cores: a night
 
 draws its own pictures and needs no download. Stages: tokenizer, text encoder, VAE, its decoder,
-denoiser. Each leaves its result in `.demo-training/`, so a stopped run goes on where it was; `log.jsonl` there has
-every figure. A usable folder is exported at each look at the denoiser. `--until vae` stops early,
-`--seconds denoiser=300` gives a stage another time limit.
+denoiser. Each leaves its result in `.demo-training/`, so a stopped run goes on where it was;
+`log.jsonl` there has every figure. A usable folder is exported at each look at the denoiser.
+`--until vae` stops early, `--seconds denoiser=300` gives a stage another time limit.
 """
 
 import argparse

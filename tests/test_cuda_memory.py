@@ -162,8 +162,8 @@ def test_strips_of_the_published_vae(dtype: torch.dtype, side: int, true_sizes: 
              predicted_reserved=option.need.reserved, room=option.strategy.room_bytes,
              seconds=took, whole_seconds=seconds, error=error)  # fmt: skip
         assert torch.cuda.max_memory_reserved() <= budget
-        # What is foretold has an allowance for what a run in 256 MiB held beyond the rehearsal, which
-        # was without attention; in other rooms it may lack a little.
+        # What is foretold has an allowance for what an H100 held beyond the rehearsal in 256 MiB;
+        # why it did is not known, so in another room a little may be missing.
         assert peak <= 1.02 * option.need.allocated
         assert error < (2e-2 if dtype == HALF else 1e-4)
 

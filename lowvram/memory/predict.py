@@ -171,10 +171,10 @@ class _Tracing(LiveBytes):
 
 
 def _cudnn(value: Tensor, weight: Tensor, result: Tensor) -> int:
-    """A 3x3 convolution takes its input's and output's bytes besides in half precision: within 0.7 %
-    of 22 published VAE peaks of an RTX 4090, and of an H100's. In single precision the larger of
-    both, fitted on the RTX 4090's: an upper bound without TF32, as this package computes (a decode
-    at 1024 px held 3,456 MB on an H100, foretold 4,261); with TF32 it took both (5,354 MB).
+    """A 3x3 convolution takes its input's and output's bytes besides in half precision: within
+    0.7 % of 22 published VAE peaks of an RTX 4090, and of an H100's. In single precision the larger
+    of both, fitted on the RTX 4090's: an upper bound without TF32, as this package computes (a
+    decode at 1024 px held 3,456 MB on an H100, foretold 4,261); with TF32 it took both (5,354 MB).
     """
     if prod(weight.shape[2:]) == 1:
         return 0
