@@ -27,12 +27,13 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # the code beside this file, whatever is installed
 
 from benchmarks.machine import machine, versions  # noqa: E402
+from benchmarks.page.goals import goals_table  # noqa: E402
 from benchmarks.side_by_side.parts import PARTS, SIDES  # noqa: E402
 from benchmarks.side_by_side.places import is_made  # noqa: E402
 from benchmarks.side_by_side.processes import python  # noqa: E402
 from benchmarks.side_by_side.rows import Plan, Store  # noqa: E402
 from benchmarks.side_by_side.running import IN_ONE_PROCESS, Runner  # noqa: E402
-from benchmarks.side_by_side.table import brief, goals, table  # noqa: E402
+from benchmarks.side_by_side.table import brief, table  # noqa: E402
 
 NO_DEVICE = 2  # exit code
 _BASE = 1024  # px of the checkpoint whose files are written
@@ -66,8 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         plans = chosen(list(PARTS[name](px, options.quick)), options.rows)
         run_part(name, plans, runner, store, ends, options.jobs)
     print(table(store.rows, options.parts))
-    for line in goals(store.rows):
-        print(line)
+    print(goals_table({"gpu": store.document()}))
     mine = {k: row for k, row in store.rows.items() if k.partition("/")[0] in options.parts}
     print(json.dumps({"benchmark": "gpu", "rows": brief(mine)}, separators=(",", ":")))
     return 0

@@ -33,7 +33,7 @@ def run_once(
         environment: in addition to this process's own.
     """
     started, cpu_before = time.monotonic(), _cpu_of_children()
-    variables = {**os.environ, "PYTHONPATH": str(ROOT), **(environment or {})}
+    variables = {**os.environ, **first_on_path(), **(environment or {})}
     with tempfile.TemporaryFile("w+", encoding="utf-8") as errors:
         process = subprocess.Popen(
             command, cwd=ROOT, env=variables, stdout=subprocess.PIPE, stderr=errors, text=True
@@ -61,6 +61,12 @@ def run_once(
         "read_bytes": seen.read_bytes,
         "peaks_seen": seen.peaks or None,
     }
+
+
+def first_on_path() -> dict[str, str]:
+    """`PYTHONPATH` with this checkout before the caller's: packages may be only there."""
+    given = os.environ.get("PYTHONPATH")
+    return {"PYTHONPATH": os.pathsep.join([str(ROOT), *([given] if given else [])])}
 
 
 def evict(folder: Path) -> int:

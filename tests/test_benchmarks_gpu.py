@@ -30,8 +30,9 @@ from benchmarks.side_by_side.parts import PARTS
 from benchmarks.side_by_side.processes import Ended, how_it_ended, json_of, lines_of
 from benchmarks.side_by_side.rows import GIB, Plan, Store, machine_key, merged, readable
 from benchmarks.side_by_side.running import believed
-from benchmarks.side_by_side.table import brief, goals, over, peak, table
+from benchmarks.side_by_side.table import brief, peak, table
 from benchmarks.side_by_side.throttle import TokenBucket, disk
+from benchmarks.watched import run_once
 from lowvram.weights import shards
 from scripts.make_checkpoint import Draw
 
@@ -295,19 +296,36 @@ def test_the_table_shows_peaks_by_stage_and_what_failed() -> None:
     assert peak(rows()[replace(ROW, cache="cold").key], "peak_allocated_bytes", "denoise") is None
 
 
-def test_goals_are_ratios_of_rows_that_are_there() -> None:
-    assert goals(rows()) == ["first picture, cold, 1 GiB, to the 8-bit recipe: 0.50 (goal 0.8)"]
-    assert goals({}) == []
+def test_the_last_line_says_what_failed() -> None:
     found = brief(rows())
-    assert (
-        found[Plan("memory", "resident", 2048, limit=8 * GIB).key][0] == "out of memory at encode"
+    row = Plan("memory", "resident", 2048, limit=8 * GIB).key
+    assert found[row][0] == "out of memory at encode"
+
+
+def test_notes_of_a_file_stay_when_rows_are_added(tmp_path: Path) -> None:
+    path = tmp_path / "gpu.json"
+    path.write_text(json.dumps({"notes": ["beside others"], "machines": {}, "rows": {}}))
+    Store(path, {"cpu": "x"}).add("a", {"ok": True})
+    assert json.loads(path.read_text())["notes"] == ["beside others"]
+    assert merged(json.loads(path.read_text()), {"machines": {}, "rows": {}})["notes"]
+
+
+@pytest.mark.parametrize("start", ["run_once", "json_of"])
+def test_packages_that_are_only_on_the_path_are_found(
+    start: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "only_there.py").write_text("value = 7")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    code = (
+        "import only_there, benchmarks.watched, json; print(json.dumps({'it': only_there.value}))"
     )
-
-
-def test_throughput_is_measured_or_goes_on_at_the_pace_of_further_pictures() -> None:
-    few = {"pictures": 4, "seconds_to_first_picture": 20.0, "seconds_per_further_picture": 5.0}
-    assert over({**few, "wall_seconds": 36.0, "timed": True}, 4) == 36.0
-    assert over(few, 10) == 65.0
+    command = [sys.executable, "-P", "-c", code]
+    if start == "run_once":
+        ended = run_once(command, 60)
+        assert ended["error"] is None
+        assert json.loads(ended["output"]) == {"it": 7}
+    else:
+        assert json_of(command, 60, {}) == ({"it": 7}, None)
 
 
 # Slower on purpose

@@ -124,6 +124,27 @@ def test_goals_say_by_how_much() -> None:
     assert "| not measured | not measured | – | – |" in goal(results, name)
 
 
+def test_stages_that_were_run_alone_stand_in_for_a_run() -> None:
+    """The largest of the three, each in the way that holds least; none where one is missing."""
+    name, results = "peak allocated, any stage, 1024 px", read(RESULTS)
+    results["cuda"] = {}
+    peaks = {"encode --weights stream": 300_000_000, "encode --weights 4bit": 1,
+             "denoise --weights whole": 900_000_000, "denoise --weights stream": 400_000_000,
+             "decode --decode strips": 350_000_000}  # fmt: skip
+    rows = {
+        f"predicted/{what}/1024 px/1 picture/5 steps": {
+            "ok": True,
+            "stages": [{"name": what.split()[0], "weights": what.split()[-1],
+                        "peak_allocated_bytes": held}],
+        }
+        for what, held in peaks.items()
+    }  # fmt: skip
+    results["gpu"] = {"rows": rows}
+    assert "| 0.40 GB | met | gpu.json, 1024 px, stage by stage |" in goal(results, name)
+    del rows["predicted/decode --decode strips/1024 px/1 picture/5 steps"]
+    assert "| not measured | not measured |" in goal(results, name)
+
+
 def test_a_run_that_failed_meets_no_goal() -> None:
     results = read(RESULTS) | {"gpu": gpu(lowvram=1)}
     for row in results["gpu"]["rows"].values():

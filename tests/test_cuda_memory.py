@@ -127,11 +127,7 @@ def test_whole_networks_of_true_size_take_what_was_foretold(true_sizes: Path) ->
         for dtype in (HALF, torch.float32):
             (pixels, *_) = pixels_options(model, "whole", dtype, CUDA, room, shape)
             ratios.append(_ratio("vae", dtype, str(side), pixels.need, decode_once(shape, dtype)))
-    for tokens in (
-        20,
-        296,
-        300,
-    ):  # 300 are no multiple of 8: then masked attention is the plain one
+    for tokens in (20, 296, 300):  # of which 296 are a multiple of 8, to which kernels are tuned
         _note_attention(tokens)
         texts, dtype = Texts(1, tokens), torch.bfloat16
         (weights, *_) = encoder_options(model, "whole", dtype, CUDA, room, texts)
@@ -166,6 +162,8 @@ def test_strips_of_the_published_vae(dtype: torch.dtype, side: int, true_sizes: 
              predicted_reserved=option.need.reserved, room=option.strategy.room_bytes,
              seconds=took, whole_seconds=seconds, error=error)  # fmt: skip
         assert torch.cuda.max_memory_reserved() <= budget
+        # What is foretold has an allowance for what an H100 held beyond the rehearsal in 256 MiB;
+        # why it did is not known, so in another room a little may be missing.
         assert peak <= 1.02 * option.need.allocated
         assert error < (2e-2 if dtype == HALF else 1e-4)
 

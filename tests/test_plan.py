@@ -16,7 +16,7 @@ import lowvram
 from lowvram import cli, component, errors
 from lowvram.families import all_families
 from lowvram.memory.budget import find_room
-from lowvram.memory.plan import Room
+from lowvram.memory.plan import Need, Room
 from lowvram.memory.predict import trace, without_storage
 from lowvram.memory.rates import assumed
 from lowvram.pixels.whole import WholeDecode
@@ -260,6 +260,10 @@ def test_measured_rates_count(monkeypatch: pytest.MonkeyPatch) -> None:
     guess = assumed("cuda")
     room = find_room(CUDA, 4 << 30, 0, guess)
     assert (room.bytes, room.libraries) == ((4 << 30) - guess.context_bytes, guess.cublas_bytes)
+    for vram, stage_budget in ((4 << 30, 0), (0, 1 << 30)):  # of the process in either case
+        room = find_room(CUDA, vram, stage_budget, guess)
+        foretold = Need(1000, 2000).foretold(room, guess, "float16", 0)
+        assert foretold["peak_process_bytes"] == 2000 + guess.context_bytes
     room = find_room(CUDA, 4 << 30, 0, replace(guess, context_bytes=1 << 28, cublas_bytes=0))
     assert (room.bytes, room.libraries) == ((4 << 30) - (1 << 28), 0)
 

@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 import lowvram
 from benchmarks.prediction import peak
 from lowvram import component
+from lowvram.memory.predict import Work, trace
 from lowvram.stages.result import StageResult
 
 PROMPT = "a large blue star on a yellow background"
@@ -53,12 +55,33 @@ def test_foretold_is_what_the_allocator_gives(allocated: list[int], tmp_path: Pa
     assert torch.is_inference_mode_enabled() is False
 
 
+@pytest.mark.parametrize("tokens", [296, 300])
+def test_attention_with_a_bias_for_each_query_is_the_plain_one_on_cuda(tokens: int) -> None:
+    """Not so with a mask that is one row for all queries."""
+
+    def attend(rows: int) -> Work:
+        def work(_: nn.Module, device: torch.device) -> object:
+            query = torch.empty(1, 64, tokens, 64, dtype=torch.bfloat16, device=device)
+            mask = torch.empty(1, 64, rows, tokens, dtype=torch.bfloat16, device=device)
+            return nn.functional.scaled_dot_product_attention(query, query, query, mask)
+
+        return work
+
+    one, each = (
+        trace(nn.Identity(), attend(rows), library="cudnn").activations for rows in (1, tokens)
+    )
+    plain = 4 * 64 * tokens * (3 * 64 + 2 * tokens)
+    mask = 2 * 64 * tokens * (tokens - 1)
+    assert each - one == plain + mask - 2 * 64 * tokens * 64  # in place of the result
+
+
 # Rows, depth and columns: small, uneven, more than a block, and rows that are copied too.
 _SHAPES = [(2, 16, 16), (9, 256, 128), (20, 33, 17), (301, 64, 64), (300, 1024, 256)]
 _SHAPES += [(300, 1443, 34), (2048, 4096, 64)]
 
 _PRODUCTS = f"""
 import torch
+from torch import nn
 from torch.profiler import ProfilerActivity, profile
 from benchmarks.prediction import peak
 from lowvram.memory import onednn

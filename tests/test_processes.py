@@ -127,3 +127,15 @@ def test_interrupt_ends_everything(tiny: Path, tmp_path: Path) -> None:
     assert psutil.wait_procs(family, timeout=30)[1] == []  # none is still alive
     assert (tmp_path / "x.embeds.safetensors").exists()
     assert not (tmp_path / "x.latents.safetensors").exists()
+
+
+def test_a_worker_finds_packages_that_are_only_on_the_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python imports `sitecustomize` before anything else, from the first place that has one."""
+    (tmp_path / "sitecustomize.py").write_text("from pathlib import Path\n"
+        "(Path(__file__).parent / 'found').touch()\n")  # fmt: skip
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with StageProcesses():
+        pass
+    assert (tmp_path / "found").exists()

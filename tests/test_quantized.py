@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import bitsandbytes
 import pytest
 import torch
 import transformers
@@ -11,7 +12,7 @@ import lowvram
 from lowvram import errors
 from lowvram.families.pixart import FAMILY
 from lowvram.weights.checkpoint import counted_bytes
-from lowvram.weights.quantized import Quantized
+from lowvram.weights.quantized import Quantized, _leave_unpacked
 from lowvram.weights.whole import Whole
 
 CPU = torch.device("cpu")
@@ -29,6 +30,20 @@ def test_t5_xxl_keeps_its_budget(bits: int, budget: float) -> None:
     assert sum(p.numel() for p in model.parameters()) == 4_762_310_656
     found = sum(Quantized(bits, torch.bfloat16).sizes(model))
     assert 0.95 * budget < found <= budget
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "packed"),
+    [(32, 64, False), (96, 64, False), (64, 48, False), (64, 32, True)],
+)
+def test_layers_that_cpu_kernels_cannot_pack_are_left(
+    width: int, height: int, packed: bool
+) -> None:
+    """As on a CPU with AVX512-BF16, where bitsandbytes repacks in the first product."""
+    layer = bitsandbytes.nn.Linear4bit(width, height)
+    layer.support_avx512bf16_for_cpu = True
+    _leave_unpacked(torch.nn.Sequential(layer))
+    assert layer.support_avx512bf16_for_cpu is packed
 
 
 @pytest.mark.parametrize("bits", [8, 4])

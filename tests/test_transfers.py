@@ -180,7 +180,7 @@ def test_a_rehearsal_holds_what_is_held(streams: None) -> None:
     def rehearsed(network: AutoencoderKL, device: torch.device) -> None:
         rehearse(network, (8, 8), 1 << 30, "decode", device)
 
-    found = [trace(vae, work, convolutions="cudnn") for work in (really, rehearsed)]
+    found = [trace(vae, work, library="cudnn") for work in (really, rehearsed)]
     assert found[0].activations == found[1].activations
     assert {size for _, size in found[0].events} == {size for _, size in found[1].events}
 

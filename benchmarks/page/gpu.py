@@ -12,6 +12,7 @@ from typing import Any
 
 Row = Mapping[str, Any]
 PUBLISHED, OURS, OFFLOAD = "published-8bit", "lowvram", "model-offload"
+STAGES = ("encode", "denoise", "decode")
 _BOUND = re.compile(r" (budget|limit) ([\d.e+]+) (GiB|MiB)")
 _UNITS = {"GiB": 1 << 30, "MiB": 1 << 20}
 _CACHES = ("cold", "warm")
@@ -110,6 +111,21 @@ def least_peak(found: list[Entry], what: str, size: int, name: str) -> float | s
     if peaks:
         return min(peaks)
     return next((str(run.row.get("error")) for run in runs if not run.ok), None)
+
+
+def stage_peaks(found: list[Entry], size: int, name: str) -> dict[str, float]:
+    """A peak of each stage of ours that was run by itself at a size, by the same bits, in the way
+    that holds least.
+    """
+    least: dict[str, Row] = {}
+    for entry in found:
+        if entry.part != "predicted" or entry.size != size or not entry.ok:
+            continue
+        for stage in entry.stages:
+            before = least.get(stage["name"], {}).get("peak_allocated_bytes")
+            if not _quantized(stage) and (before is None or stage["peak_allocated_bytes"] < before):
+                least[stage["name"]] = stage
+    return {stage: float(row[name]) for stage, row in least.items() if row.get(name)}
 
 
 def first_picture(found: list[Entry], what: str, part: str) -> float | None:

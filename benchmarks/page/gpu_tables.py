@@ -3,12 +3,13 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from benchmarks.page.gpu import Entry, entries, step_ratios
+from benchmarks.page.gpu import STAGES, Entry, entries, step_ratios
 from benchmarks.page.tables import (
     NONE,
     NOT_RECORDED,
     gigabytes,
     measured_on,
+    noted,
     seconds,
     share,
     table,
@@ -24,7 +25,6 @@ _PARTS = {
     "predicted": "Foretold and measured",
     "checkpoint": "Writing the checkpoint",
 }
-_STAGES = ("encode", "denoise", "decode")
 _STEPS = ("streaming", "throttled")
 
 
@@ -32,7 +32,7 @@ def body(document: Mapping[str, Any]) -> str:
     """Each part that was measured; rows of other parts last, so that none is left out."""
     found = entries(document)
     names = [*_PARTS, *sorted({entry.part for entry in found} - set(_PARTS))]
-    parts = [_measured(document)]
+    parts = [_measured(document), noted(document)]
     for name in names:
         of_part = [entry for entry in found if entry.part == name]
         if of_part:
@@ -64,7 +64,7 @@ def _contender(entry: Entry) -> Iterator[str]:
     if not entry.ok:
         yield from (str(entry.row.get("error")), *[NONE] * 10)
         return
-    yield from (gigabytes(entry.stage(n).get("peak_allocated_bytes")) for n in _STAGES)
+    yield from (gigabytes(entry.stage(n).get("peak_allocated_bytes")) for n in STAGES)
     for name in ("reserved", "process", "rss", "anonymous"):
         yield gigabytes(entry.peak(f"peak_{name}_bytes"))
     whole = entry.stage("all")

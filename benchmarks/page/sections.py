@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.page import cpu, gpu_tables, micro, networks
+from benchmarks.page import cpu, cuda, gpu_tables, micro, networks
 from benchmarks.page.tables import measured_of, measured_on
 
 Document = Mapping[str, Any]
@@ -50,6 +50,14 @@ SECTIONS = (
         "What people use today against `lowvram`, true sizes, each in a process of its own.",
         "benchmarks/gpu.sh",
         gpu_tables.body,
+    ),
+    Section(
+        "cuda",
+        "On a GPU: what its tests measured",
+        "Foretold bytes against held ones, strips under their budget, copies beside computation.",
+        "LOWVRAM_CUDA_REPORT=report.jsonl scripts/test tests/test_cuda.py "
+        "tests/test_cuda_memory.py\n.venv/bin/python benchmarks/cuda.py report.jsonl",
+        cuda.body,
     ),
     Section(
         "cpu",

@@ -81,6 +81,11 @@ def measured_of(rows: Iterable[Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def noted(document: Mapping[str, Any]) -> str:
+    """What a reader has to know of the figures, a point each; empty where nothing is noted."""
+    return "".join(f"- {note}\n" for note in document.get("notes") or ())
+
+
 def _machine(found: Any) -> str:
     if isinstance(found, str):
         return found

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.watched import ROOT, evict
+from benchmarks.watched import ROOT, evict, first_on_path
 
 _READ_BYTES = 1 << 24
 _WEIGHTED = ("text_encoder", "transformer", "vae")
@@ -48,7 +48,7 @@ def lines_of(
             stdout=subprocess.PIPE,
             stderr=errors,
             encoding="utf-8",
-            env={**os.environ, **environment},
+            env={**os.environ, **first_on_path(), **environment},
             start_new_session=True,
         )
         assert process.stdin is not None and process.stdout is not None

@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -70,6 +70,7 @@ class Store:
     machine: Mapping[str, Any]
     rows: dict[str, dict[str, Any]] = field(init=False)
     machines: dict[str, Any] = field(init=False)
+    notes: list[str] = field(init=False)
 
     def __post_init__(self) -> None:
         before = {}
@@ -77,6 +78,7 @@ class Store:
             before = json.loads(self.path.read_text(encoding="utf-8"))
         self.rows = dict(before.get("rows", {}))
         self.machines = dict(before.get("machines", {}))
+        self.notes = list(before.get("notes", ()))  # what a reader has to know of the rows
         self._lock = threading.Lock()
         self._mine = machine_key(self.machine)
 
@@ -91,7 +93,7 @@ class Store:
 
     def document(self) -> dict[str, Any]:
         """All of it, as the file has it."""
-        return {"benchmark": "gpu", "machines": self.machines, "rows": self.rows}
+        return _document(self.notes, self.machines, self.rows)
 
     def _write(self) -> None:
         """In one step: a run that is stopped leaves the last whole file."""
@@ -108,7 +110,14 @@ def merged(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any
         if key not in rows or row["measured"] >= rows[key]["measured"]:
             rows[key] = row
     machines = {**first["machines"], **second["machines"]}
-    return {"benchmark": "gpu", "machines": machines, "rows": rows}
+    return _document({**first, **second}.get("notes", ()), machines, rows)
+
+
+def _document(
+    notes: Sequence[str], machines: Mapping[str, Any], rows: Mapping[str, Any]
+) -> dict[str, Any]:
+    found = {"notes": list(notes)} if notes else {}
+    return {"benchmark": "gpu", **found, "machines": machines, "rows": rows}
 
 
 def machine_key(machine: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Result rows as text for people, and what the issue's goals come to."""
+"""Result rows as text for people, for the end of a run; goals are the page's."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -47,59 +47,6 @@ def peak(row: Mapping[str, Any], name: str, stage: str | None = None) -> int | N
     stages = [each for each in row.get("stages") or [] if stage in (None, each["name"])]
     known = [each.get(name) for each in (stages if stages or stage else [row])]
     return max((value for value in known if value is not None), default=None)
-
-
-def goals(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """The issue's goals that are ratios of two rows, one a line; none whose rows are missing."""
-    found = []
-    for title, ours, theirs, goal in _RATIOS:
-        pair = [_named(rows, name) for name in (ours, theirs)]
-        values = [None if row is None else seconds_of(row) for row in pair]
-        if values[0] is not None and values[1]:
-            found.append(f"{title}: {values[0] / values[1]:.2f} (goal {goal})")
-    own, other = (_named(rows, name) for name in _THROUGHPUT)
-    if own is not None and other is not None:
-        count = own["pictures"]
-        seconds = [over(row, count) for row in (own, other)]
-        if seconds[0] and seconds[1]:
-            ratio = seconds[1] / seconds[0]
-            found.append(f"{count} prompts, throughput to model offload: {ratio:.2f} (goal 3)")
-    return found
-
-
-def over(row: Mapping[str, Any], count: int) -> float | None:
-    """Seconds for `count` pictures: measured, or from the first on at the pace of the further."""
-    if row["pictures"] == count:
-        return row.get("wall_seconds") if row.get("timed") else None
-    first, further = row["seconds_to_first_picture"], row["seconds_per_further_picture"]
-    return None if first is None or further is None else float(first + (count - 1) * further)
-
-
-# Title, our row and theirs (beginning and end of the key), goal.
-_RATIOS = (
-    ("first picture, cold, 1 GiB, to the 8-bit recipe",
-     ("first/lowvram budget 1 GiB/", "/cold"), ("first/published-8bit/", "/cold"), 0.8),
-    ("first picture, cold, 1 GiB, prepared, to the 8-bit recipe",
-     ("prepared/lowvram budget 1 GiB/", "/cold/prepared"), ("first/published-8bit/", "/cold"), 0.5),
-    ("first picture, warm, 1 GiB, to the 8-bit recipe",
-     ("first/lowvram budget 1 GiB/", "/warm"), ("first/published-8bit/", "/warm"), 0.8),
-    ("a step over a narrow bus, blocks of 31 ms, to resident",
-     ("throttled/denoise --weights stream/", "block 0.031 s"),
-     ("throttled/denoise --weights whole/", "block 0.031 s"), 1.03),
-)  # fmt: skip
-_THROUGHPUT = (("many/lowvram budget 8 GiB/", "/warm"), ("many/model-offload/", "/warm"))
-
-
-def _named(
-    rows: Mapping[str, Mapping[str, Any]], name: tuple[str, str]
-) -> Mapping[str, Any] | None:
-    """The row whose key begins and ends so, that succeeded; of several that with most pictures."""
-    found = [
-        row
-        for key, row in rows.items()
-        if key.startswith(name[0]) and key.endswith(name[1]) and row["ok"]
-    ]
-    return max(found, key=lambda row: row.get("pictures", 0), default=None)
 
 
 def _cells(key: str, row: Mapping[str, Any]) -> list[str]:

@@ -53,28 +53,28 @@ def find_room(device: "torch.device", vram: int, stage_budget: int, rates: Rates
     Raises:
         RequestError: nothing is left beside the context.
     """
-    libraries = overhead = 0
+    libraries = context = 0
     if device.type == "cuda":
         guess = assumed(device.type)
         libraries = _known(rates.cublas_bytes, guess.cublas_bytes)
-        overhead = _known(rates.context_bytes, guess.context_bytes)
+        context = _known(rates.context_bytes, guess.context_bytes)
     if stage_budget:
-        return Room(stage_budget, "--stage-budget", libraries=libraries)
+        return Room(stage_budget, "--stage-budget", libraries=libraries, context=context)
     if vram:
-        if vram <= overhead:
+        if vram <= context:
             raise RequestError(
                 f"--vram {show(vram)} is less than a process takes on a GPU without any tensor "
-                f"({show(overhead)}): use --vram {(overhead >> 20) + 512}MiB"
+                f"({show(context)}): use --vram {(context >> 20) + 512}MiB"
             )
-        return Room(vram - overhead, "--vram", overhead, libraries)
+        return Room(vram - context, "--vram", context, libraries, context)
     free = free_bytes(device)
     if free is not None:
-        return Room(max(1 << 20, free - MARGIN_BYTES), libraries=libraries)
+        return Room(max(1 << 20, free - MARGIN_BYTES), libraries=libraries, context=context)
     if device.type == "cpu":
         import psutil
 
         return Room(max(1 << 20, psutil.virtual_memory().available - _RAM_MARGIN_BYTES))
-    return Room(0, libraries=libraries)
+    return Room(0, libraries=libraries, context=context)
 
 
 @contextmanager

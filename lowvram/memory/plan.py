@@ -55,7 +55,7 @@ class Need:
         return {
             "peak_allocated_bytes": self.allocated,
             "peak_reserved_bytes": self.reserved,
-            "peak_process_bytes": (self.reserved or 0) + room.overhead if on_card else None,
+            "peak_process_bytes": (self.reserved or 0) + room.context if on_card else None,
             "peak_rss_bytes": base + self.host + (0 if self.transferred else self.allocated),
             "disk_read_bytes": self.read,
             "seconds": self.seconds(rates, dtype),
@@ -93,15 +93,17 @@ class Room:
     Attributes:
         bytes: 0 for no bound.
         option: with which the user said so: "--vram"; "" where it is what is free.
-        overhead: bytes that the process takes on the device beside, for its context; a user who is
-            told to ask for more is told with them.
+        overhead: bytes that the option counts beside these; a user who is told to ask for more is
+            told with them.
         libraries: bytes of it that cuBLAS takes.
+        context: bytes that the process takes on the device beside all tensors.
     """
 
     bytes: int
     option: str = ""
     overhead: int = 0
     libraries: int = 0
+    context: int = 0
 
     def holds(self, need: Need) -> bool:
         """Whether it is enough."""

@@ -254,7 +254,9 @@ def _small(one: Pass, strips: int) -> int:
 
 def _workspace(one: ConvPass, held: int, written: int, rates: Rates) -> int:
     """What cuDNN takes for a 3 x 3 convolution: see `memory/predict.py`."""
-    return held + written if rates.device_type == "cuda" and one.halo else 0
+    if rates.device_type != "cuda" or not one.halo:
+        return 0
+    return held + written if rates.itemsize < _FLOAT else max(held, written)
 
 
 def _matmul_workspace(rates: Rates) -> int:

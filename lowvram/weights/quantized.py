@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig
 
 _NF4_BLOCK = 64  # weights that share a scale: the default of bitsandbytes
+_PACKED_ROWS = 32  # that its kernel for CPUs with AVX512-BF16 takes at once
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ class Quantized:
                 output_loading_info=True,
             )
             check_complete(model, list(info["missing_keys"]), folder)
+        _leave_unpacked(model)
         model.eval().requires_grad_(False)
         return Resident(model, device)
 
@@ -131,3 +133,16 @@ class Quantized:
         quantizer = AutoHfQuantizer.from_config(self.config(), pre_quantized=False)
         quantizer.preprocess_model(model=skeleton, dtype=self.dtype, device_map=None)
         return skeleton
+
+
+def _leave_unpacked(model: "nn.Module") -> None:
+    """Have matrices computed the plain way that bitsandbytes' layout for CPUs with AVX512-BF16 does
+    not hold: it raises in the first product (0.50.2, `_convert_weight_packed_for_cpu`).
+    """
+    from bitsandbytes.nn.modules import Linear4bit
+
+    for module in model.modules():
+        if isinstance(module, Linear4bit) and (
+            module.in_features % _NF4_BLOCK or module.out_features % _PACKED_ROWS
+        ):
+            module.support_avx512bf16_for_cpu = False
