@@ -147,7 +147,7 @@ def test_the_fit_is_the_best_linear_map(cache: Path) -> None:
         means = avg_pool2d(vae.decode(latents).sample.clamp(-1, 1), 8)
     weights = torch.tensor(colours.weights)
     left = means.movedim(1, -1) - (latents.movedim(1, -1) @ weights[:-1] + weights[-1])
-    assert left.abs().mean() < 0.15
+    assert left.abs().mean() < 0.2
     assert left.mean().abs() < 1e-3
     assert (latents.movedim(1, -1).flatten(0, 2).T @ left.flatten(0, 2)).abs().max() < 0.2
 

@@ -160,19 +160,22 @@ def test_several_pictures_with_a_prompt_and_a_seed_each(
     assert [(i.prompt, i.seed) for i in result.images] == list(zip(prompts, seeds, strict=True))
 
 
+BUDGET = 5 << 18  # with AVX-512 oneDNN pads 8 channels to 16: encode-image takes 1.2 MB
+
+
 def test_within_a_budget_the_same_bits(tiny_refiner: Path, picture: Path, tmp_path: Path) -> None:
     case, made = Case(negative="blurry"), {}
     for name, more in (
         ("whole", {}),
         ("stream", {"encoder_weights": "stream", "transformer_weights": "stream"}),
-        ("budget", {"stage_budget": 1 << 20, "encode": "whole", "decode": "strips"}),
+        ("budget", {"stage_budget": BUDGET, "encode": "whole", "decode": "strips"}),
     ):
         made[name] = staged(tiny_refiner, case, picture, tmp_path / f"{name}.png", **more)
     assert made["budget"].stages[2]["weights"] == "stream"
     assert [made["stream"].stages[i]["weights"] for i in (1, 2)] == ["stream"] * 2
     for stage in made["budget"].stages[:3]:
         assert stage["peak_allocated_bytes"] <= 1.01 * stage["predicted"]["peak_allocated_bytes"]
-        assert stage["peak_allocated_bytes"] <= 1 << 20
+        assert stage["peak_allocated_bytes"] <= BUDGET
     for name in ("stream", "budget"):
         for each in ("embeds", "latents"):
             one, other = (load_file(getattr(made[m].images[0], each)) for m in ("whole", name))
