@@ -80,9 +80,9 @@ def decorated(text: str, rng: random.Random) -> str:
 def fragment(scene: Scene, rng: random.Random) -> str:
     """Words that are true of the scene and leave the rest open, or the scene without its colour.
 
-    Bare words ("blue", "star", "top left") leave all else open: a negative prompt is mostly such a
-    text. What has an article or a colour and a shape is a whole caption, and what it does not say is
-    as usual: "a grey diamond" stands alone in the centre on white.
+    Bare words ("blue", "star", "top left") leave all else open: a negative prompt is mostly such
+    a text. What has an article or a colour and a shape is a whole caption, and what it does not
+    say is as usual: "a grey diamond" stands alone in the centre on white.
     """
     if scene.kind != "relation" and rng.random() < 0.4:
         return without_colour(caption(scene, rng), scene.things[0].colour)
