@@ -22,8 +22,11 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -173,24 +176,40 @@ def check_detector(count: int = 1000) -> dict[str, Any]:
     return found
 
 
-def measure(way: Way, count: int, variants: Sequence[str], sheet: Path | None) -> dict[str, Any]:
-    """Draw `count` held-out prompts in each variant and judge them."""
+def measure(
+    way: Way, count: int, variants: Sequence[str], sheet: Path | None, jobs: int = 1
+) -> dict[str, Any]:
+    """Draw `count` held-out prompts in each variant and judge them, `jobs` variants at a time."""
     asked = held_out_prompts(count, seed=0)
     scenes = [scene for scene, _ in asked]
     document: dict[str, Any] = {"detector": check_detector(), "variants": {}}
-    for name in variants:
-        began = time.perf_counter()
-        pictures = drawn(way, asked, **VARIANTS[name])
-        seconds = round((time.perf_counter() - began) / count, 3)
-        sightings = [look(picture) for picture in pictures]
-        document["variants"][name] = shares(scenes, sightings) | {"seconds_per_picture": seconds}
-        print(f"{name:14} {document['variants'][name]['everything']:.1%}", flush=True)
-        if name == DEFAULT:
-            document["confusions"] = confusions(scenes, sightings)
-            document["wrong"] = _wrong(asked, sightings)
-            if sheet is not None:
-                _write_sheet(sheet, asked, pictures, sightings)
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        made = pool.map(partial(_variant, way, asked), variants)
+        for name, (pictures, seconds) in zip(variants, made, strict=True):
+            sightings = [look(picture) for picture in pictures]
+            each = shares(scenes, sightings) | {"seconds_per_picture": seconds}
+            document["variants"][name] = each
+            print(f"{name:14} {each['everything']:.1%}", flush=True)
+            if name == DEFAULT:
+                document["confusions"] = confusions(scenes, sightings)
+                document["wrong"] = _wrong(asked, sightings)
+                if sheet is not None:
+                    _write_sheet(sheet, asked, pictures, sightings)
     return document
+
+
+def _variant(
+    way: Way, asked: Sequence[tuple[Scene, str]], name: str
+) -> tuple[list[Image.Image], float]:
+    """The pictures of a variant, and seconds for each."""
+    _quiet()
+    began = time.perf_counter()
+    pictures = drawn(way, asked, **VARIANTS[name])
+    return pictures, round((time.perf_counter() - began) / len(asked), 3)
+
+
+def _quiet() -> None:
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # a line for each layer and text
 
 
 def _wrong(
@@ -226,6 +245,7 @@ def main() -> int:
     parser.add_argument("--model", default="demo", help="another folder in diffusers layout")
     parser.add_argument("--quick", action="store_true", help="60 prompts, 20 steps, nothing else")
     parser.add_argument("--variants", help=f"some, with commas, of: {', '.join(VARIANTS)}")
+    parser.add_argument("--jobs", type=int, default=1, help="variants at a time, a process each")
     parser.add_argument("--guidance-scale", type=float, help="instead of the demo's default")
     parser.add_argument("--sheet", type=Path, help="write the pictures of 20 steps to this PNG")
     parser.add_argument("--output", type=Path, help="result file, .json")
@@ -235,7 +255,7 @@ def main() -> int:
         variants = [name.strip() for name in options.variants.split(",")]
         if unknown := set(variants) - set(VARIANTS):
             parser.error(f"no variant {', '.join(sorted(unknown))}: use {', '.join(VARIANTS)}")
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # a line for each layer and text
+    _quiet()
     guidance = options.guidance_scale or resolve("demo").guidance_scale
     way = Way(options.model, float(guidance))
     count = 60 if options.quick else 300
@@ -247,7 +267,7 @@ def main() -> int:
         "prompts": count,
         "guidance_scale": way.guidance_scale,
     }
-    document |= measure(way, count, variants, options.sheet)
+    document |= measure(way, count, variants, options.sheet, options.jobs)
     if not options.quick:
         document["negative"] = negative_prompts(way.draw)
         document["empty"] = empty_prompt(way.draw, options.model)

@@ -5,6 +5,7 @@ quantisation by blocks of 64 really applies to it.
 """
 
 import copy
+import json
 import math
 import random
 import re
@@ -259,6 +260,10 @@ def export(
         scheduler=make_scheduler(),
     )
     pipeline.save_pretrained(str(draft), safe_serialization=True)
+    for path in draft.glob("*/config.json"):  # where one was trained on from is no part of it
+        config = json.loads(path.read_text())
+        config.pop("_name_or_path", None)
+        path.write_text(json.dumps(config, indent=2) + "\n")
     shutil.rmtree(draft / "tokenizer")
     (draft / "tokenizer").mkdir()
     shutil.copy(tokenizer_folder / "spiece.model", draft / "tokenizer" / "spiece.model")
