@@ -39,6 +39,7 @@ import lowvram  # noqa: E402
 from benchmarks.following_page import page  # noqa: E402
 from benchmarks.guidance import empty_prompt, negative_prompts  # noqa: E402
 from benchmarks.machine import recorded  # noqa: E402
+from benchmarks.reconstruction import psnr  # noqa: E402
 from lowvram.demo.captions import caption  # noqa: E402
 from lowvram.demo.detector import (  # noqa: E402
     Sighting,
@@ -269,6 +270,7 @@ def main() -> int:
     }
     document |= measure(way, count, variants, options.sheet, options.jobs)
     if not options.quick:
+        document["vae_psnr"] = psnr(options.model)
         document["negative"] = negative_prompts(way.draw)
         document["empty"] = empty_prompt(way.draw, options.model)
     whole = options.model == "demo" and len(variants) == len(VARIANTS) and not options.quick

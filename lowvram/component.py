@@ -8,9 +8,8 @@ TF32.
 
 import gc
 import traceback
-import warnings
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,21 +105,16 @@ def exact_float32() -> Iterator[None]:
     """
     import torch
 
-    places: tuple[Any, ...] = torch.backends.cuda.matmul, torch.backends.cudnn
-
-    def change(values: Sequence[bool]) -> list[bool]:
-        with warnings.catch_warnings():  # some versions of torch advise another name for it
-            warnings.filterwarnings("ignore", "Please use the new API")
-            before = [place.allow_tf32 for place in places]
-            for place, allowed in zip(places, values, strict=True):
-                place.allow_tf32 = allowed
-        return before
-
-    before = change((False, False))
+    # Not `allow_tf32`: torch refuses to read it in a process that has used these.
+    places: tuple[Any, ...] = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+    before = [place.fp32_precision for place in places]
     try:
+        for place in places:
+            place.fp32_precision = "ieee"
         yield
     finally:
-        change(before)
+        for place, precision in zip(places, before, strict=True):
+            place.fp32_precision = precision
 
 
 def flush(device: "torch.device") -> None:

@@ -76,6 +76,9 @@ def _preload() -> bool:
     return torch.version.cuda is not None and not _driver_started()
 
 
+_DRIVER_DEVICES = ("/dev/nvidia-uvm", "/dev/dxg")  # the second under WSL2
+
+
 def _driver_started() -> bool:
     """Whether the CUDA driver is up: a child forked from then on cannot use it. Torch knows only of
     what it has started itself; a library that counts devices starts the driver too, and that opens
@@ -88,7 +91,7 @@ def _driver_started() -> bool:
     with suppress(OSError):  # not Linux, where nothing is forked
         for descriptor in os.listdir("/proc/self/fd"):
             with suppress(OSError):  # that of the listing itself
-                if os.readlink(f"/proc/self/fd/{descriptor}").startswith("/dev/nvidia-uvm"):
+                if os.readlink(f"/proc/self/fd/{descriptor}").startswith(_DRIVER_DEVICES):
                     return True
     return False
 

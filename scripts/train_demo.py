@@ -58,7 +58,13 @@ def main() -> None:
     parser.add_argument("--seconds", nargs="*", default=[], metavar="STAGE=SECONDS")
     parser.add_argument("--scenes", type=int, nargs=3, help="how many of each canvas")
     options = parser.parse_args()
-    limits = dict(pair.split("=") for pair in options.seconds)
+    limits = dict(pair.partition("=")[::2] for pair in options.seconds)
+    if unknown := limits.keys() - set(STAGES):
+        parser.error(f"--seconds: no stage {', '.join(unknown)}: use {', '.join(STAGES)}")
+    if options.pretrained and options.until != "denoiser":
+        parser.error(f"--pretrained trains the denoiser only: leave out --until {options.until}")
+    if options.pretrained and (options.work / "denoiser.pt").exists():
+        parser.error(f"{options.work} holds a finished denoiser: name another --work")
     text, vae_plan, denoiser = (
         replace(plan, seconds=float(limits.get(plan.name, plan.seconds)))
         for plan in PLANS[device().type]

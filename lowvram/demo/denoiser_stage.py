@@ -1,5 +1,7 @@
 """The transformer's stage: it learns to draw what captions say, the text encoder along with it."""
 
+import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -33,8 +35,8 @@ def train_denoiser(
     """Train the transformer and, slowly, the text encoder; export to `model` at each look."""
     text_encoder, transformer, vae = trained
     parts = nn.ModuleDict({"transformer": transformer, "text": text_encoder})
-    latents = [latents_of(vae, some, folder / f"latents-{i}.pt") for i, some in enumerate(seen)]
-    unseen_latents = latents_of(vae, unseen, folder / "latents-unseen.pt")
+    latents = [latents_of(vae, some, folder) for some in seen]
+    unseen_latents = latents_of(vae, unseen, folder)
     tokenizer = T5Tokenizer.from_pretrained(str(tokenizer_folder))
     empty = tokens(tokenizer, [""])[0].to(device())
     curve = networks.make_scheduler().alphas_cumprod.to(device())
@@ -82,8 +84,12 @@ def train_denoiser(
 
 
 @torch.no_grad()
-def latents_of(vae: AutoencoderKL, some: Corpus, path: Path) -> Tensor:
-    """Scaled latents of a corpus, [scenes, 4, height / 8, width / 8]; kept in a file on a CPU."""
+def latents_of(vae: AutoencoderKL, some: Corpus, folder: Path) -> Tensor:
+    """Scaled latents of a corpus, [scenes, 4, height / 8, width / 8].
+
+    On a CPU they are kept in `folder`, under the name of what they were made from.
+    """
+    path = folder / f"latents-{_digest([some.packed, *vae.encoder.parameters()])}.pt"
     if path.exists():
         kept: Tensor = torch.load(path, weights_only=True)["latents"]
         return kept
@@ -97,6 +103,13 @@ def latents_of(vae: AutoencoderKL, some: Corpus, path: Path) -> Tensor:
             save({"latents": whole}, path)
         wait_for_all()
     return whole
+
+
+def _digest(tensors: Iterable[Tensor]) -> str:
+    told = hashlib.sha256()
+    for tensor in tensors:
+        told.update(tensor.detach().cpu().numpy().tobytes())
+    return told.hexdigest()[:12]
 
 
 def _gathered(mine: Tensor) -> Tensor:

@@ -133,10 +133,11 @@ _KINDS = {
     "W": "with",
     "T": "it",
 }
+_SMALL = "AEIWT"  # say nothing by themselves
 _WORD = re.compile("|".join(rf"(?P<{kind}>(?:{words})(?![\w-]))" for kind, words in _KINDS.items()))
-_ONE = "[AN]?(?:S?C?|CS)HK?"
+_ONE = "[AN]?(?:(?:S?C|CS)H|S?HK?)"
 _SINGLE = re.compile(f"P?(?P<one>{_ONE})(?:S?P?|P?S?)")
-_SEVERAL = re.compile("(?P<one>N(?:S?C?|CS)QK?)")
+_SEVERAL = re.compile("(?P<one>N(?:(?:S?C|CS)Q|S?QK?))")
 _PAIRS = (
     re.compile(f"(?P<one>{_ONE})I?R(?P<two>{_ONE})"),
     re.compile(f"R(?P<two>{_ONE})I?(?P<one>{_ONE})"),
@@ -147,14 +148,17 @@ _PAIRS = (
 )
 _KNOWN = re.compile(
     rf"(?<![\w-])(?:{_any((*_COLOURS, *_SIZES, *_SINGULARS, *_PLURALS, *_ROWS, *GROUND_WORDS))}"
-    rf"|{_any((*_RELATIONS, *MIDDLE_WORDS, *_COUNTS, 'left', 'right', 'pair', 'couple', 'single'))}"
-    r")(?![\w-])"
+    rf"|{_any((*MIDDLE_WORDS, 'left', 'right'))})(?![\w-])"
 )
 
 
 def understands(prompt: str) -> bool:
-    """Whether the demo knows any word of it: a shape, colour, size, place, count or relation."""
-    return _KNOWN.search(_plain(prompt)) is not None
+    """Whether the demo knows a shape, colour, size or place of it, or all of its words: "two" alone
+    says something, and "one day" does not.
+    """
+    text = _plain(prompt)
+    said = any(kind not in _SMALL for kind, _ in _words(text))
+    return said or _KNOWN.search(text) is not None
 
 
 def asked(prompt: str) -> Asked | None:

@@ -110,7 +110,11 @@ def fit(
         optimizer.load_state_dict(state["optimizer"])
         step, spent = state["step"], state["seconds"]
         saved = spent
-    while (progress := max(step / plan.steps, spent / plan.seconds)) < 1.0:
+    while True:
+        spent = _as_the_first(spent)  # or workers end at different steps, and wait for ever
+        progress = max(step / plan.steps, spent / plan.seconds)
+        if progress >= 1.0:
+            break
         while (folder / "pause").exists():
             time.sleep(0.2)
         began = time.monotonic()
@@ -120,7 +124,7 @@ def fit(
         loss, figures = loss_at(progress)
         optimizer.zero_grad()
         loss.backward()
-        spent = _average_gradients(parts, spent)
+        _average_gradients(parts)
         norm = nn.utils.clip_grad_norm_(parts.parameters(), 1.0)
         optimizer.step()
         _average(averaged, parts, min(plan.averaging, (1 + step) / (10 + step)))
@@ -151,19 +155,26 @@ def save(state: Mapping[str, object], path: Path) -> None:
     os.replace(draft, path)
 
 
-def _average_gradients(parts: nn.Module, spent: float) -> float:
-    """Average gradients over the workers; returns the first worker's `spent`, for all to agree."""
+def _as_the_first(value: float) -> float:
+    """The first worker's value, for all to agree."""
     if not dist.is_initialized():
-        return spent
+        return value
+    told = torch.tensor([value], dtype=torch.float64)
+    dist.broadcast(told, 0)
+    return float(told)
+
+
+def _average_gradients(parts: nn.Module) -> None:
+    """Average gradients over the workers."""
+    if not dist.is_initialized():
+        return
     gradients = [weight.grad for weight in parts.parameters() if weight.grad is not None]
-    clock = torch.tensor([spent * workers() if worker() == 0 else 0.0])
-    together = torch.cat([gradient.flatten() for gradient in gradients] + [clock])
+    together = torch.cat([gradient.flatten() for gradient in gradients])
     dist.all_reduce(together)
     together /= workers()
-    pieces = together.split([gradient.numel() for gradient in gradients] + [1])
-    for gradient, piece in zip(gradients, pieces[:-1], strict=True):
+    pieces = together.split([gradient.numel() for gradient in gradients])
+    for gradient, piece in zip(gradients, pieces, strict=True):
         gradient.copy_(piece.view_as(gradient))
-    return float(pieces[-1])
 
 
 def _rate(progress: float) -> float:
