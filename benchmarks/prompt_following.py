@@ -9,7 +9,7 @@ of shape, colour and count, or of two things and their relation that is asked fo
 training. `lowvram.run` draws them in each variant, and a rule-based detector, checked on 1,000
 drawn pictures first, reads every picture. 1,800 pictures, and 320 for negative and empty prompts,
 take about 20 minutes on two cores. The whole benchmark of the demo model writes
-`benchmarks/results/prompt_following.json` and `.md`, any other one writes where `--output` says;
+`benchmarks/results/prompt_following.json`, any other one writes where `--output` says;
 the last line on stdout is compact JSON.
 """
 
@@ -24,7 +24,6 @@ from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -36,7 +35,6 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # the code beside this file, whatever is installed
 
 import lowvram  # noqa: E402
-from benchmarks.following_page import page  # noqa: E402
 from benchmarks.guidance import empty_prompt, negative_prompts  # noqa: E402
 from benchmarks.machine import recorded  # noqa: E402
 from benchmarks.reconstruction import psnr  # noqa: E402
@@ -262,7 +260,6 @@ def main() -> int:
     count = 60 if options.quick else 300
     document: dict[str, Any] = {
         "benchmark": "prompt_following",
-        "date": datetime.now(UTC).date().isoformat(),
         "model": "demo" if options.model == "demo" else Path(options.model).name,
         **recorded(),
         "prompts": count,
@@ -278,7 +275,6 @@ def main() -> int:
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-        output.with_suffix(".md").write_text(page(document), encoding="utf-8")
     shown = {
         name: value
         for name, value in document.items()

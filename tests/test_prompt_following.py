@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from PIL import Image
 
-from benchmarks.following_page import page
+from benchmarks.page.following import prompt_following
 from benchmarks.prompt_following import confusions, held_out_prompts, shares
 from lowvram.demo.detector import look
 from lowvram.demo.drawing import draw
@@ -53,19 +53,31 @@ def test_the_page_shows_every_variant_and_table() -> None:
     scenes = [scene for scene, _ in asked_for]
     sightings = [look(draw(scene)) for scene in scenes]
     row = shares(scenes, sightings) | {"seconds_per_picture": 0.5}
+    swapped = [look(draw(scene)) for scene in reversed(scenes)]
     document = {
-        "date": "2026-01-01", "model": "demo", "prompts": 30, "guidance_scale": 2.0,
-        "machine": {"cores": 2, "cpu": "some"}, "detector": row | {"pictures": 1000},
-        "variants": {"20 steps": row, "8 steps": row}, "confusions": confusions(scenes, sightings),
+        "prompts": 30, "guidance_scale": 2.0, "detector": row | {"pictures": 1000},
+        "variants": {"20 steps": row, "8 steps": row},
+        "confusions": {**confusions(scenes, sightings), **_only(confusions(scenes, swapped))},
         "wrong": [{"prompt": "a star", "size": "128x128", "wrong": ["shape", "size"]}] * 41,
+        "vae_psnr": {"128x128": 37.87},
+        "negative": dict.fromkeys(NEGATIVE, 0.5) | {"pictures": 80},
+        "empty": {"pictures": 40, "empty_is_a_scene": 1.0, "unknown_words_are_a_scene": 0.9},
     }  # fmt: skip
-    text = page(document)
+    text = prompt_following(document)
     assert "| 20 steps | 100.0% |" in text and "| 8 steps | 100.0% |" in text
     assert "- “a star”, 128x128: shape, size" in text and "And 1 more." in text
-    for name in ("Shape", "Colour", "Relation", "Count", "Place"):
-        assert f"## {name}: asked for" in text
+    assert "Shape, asked for (rows)" in text and "Colour: nothing was taken" in text
+    assert "37.9 dB (128x128 px)" in text and "90.0%" in text
     rows = [line.count("|") for line in text.splitlines() if line.startswith("|")]
     assert min(rows) > 3
+
+
+NEGATIVE = ("blue_without", "blue_with", "own_colour_with", "shape_without",
+            "shape_with_own_colour")  # fmt: skip
+
+
+def _only(tables: dict[str, dict[str, dict[str, int]]]) -> dict[str, dict[str, dict[str, int]]]:
+    return {"shape": tables["shape"]}
 
 
 def test_pictures_stand_above_their_texts() -> None:

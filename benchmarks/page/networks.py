@@ -114,16 +114,6 @@ def _variant(variant: Document) -> Iterator[str]:
     yield f"{following['found']} of {following['asked']}" if following else NONE
 
 
-def prompt_following(document: Document) -> str:
-    """Shares by attribute."""
-    right = document["right"]
-    each = seconds(document["seconds_per_picture"])
-    told = f"{document['prompts']} prompts, {each} a picture.\n\n"
-    return told + table(
-        [name.replace("_", " ") for name in right], [[f"{part:.0%}" for part in right.values()]]
-    )
-
-
 def sizes(document: Document) -> str:
     """Counts."""
     wrong = f"{document['wrong_in_diffusers']:,} ({document['wrong_in_diffusers_part']:.2%})"

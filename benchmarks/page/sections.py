@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.page import cpu, cuda, gpu_tables, micro, networks
+from benchmarks.page import cpu, cuda, following, gpu_tables, micro, networks
 from benchmarks.page.tables import measured_of, measured_on
 
 Document = Mapping[str, Any]
@@ -106,8 +106,8 @@ SECTIONS = (
         "prompt_following",
         "What the demo model understands",
         "The share of pictures of prompts it never saw in which a detector finds what was asked.",
-        _python("prompt_following.py"),
-        networks.prompt_following,
+        _python("prompt_following.py --jobs 2"),
+        following.prompt_following,
     ),
     Section(
         "sizes",
