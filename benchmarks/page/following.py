@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks.page.tables import table
+from benchmarks.page.tables import NONE, table
 
 Document = Mapping[str, Any]
 
@@ -78,3 +78,7 @@ def _wrong(wrong: Sequence[dict[str, Any]]) -> list[str]:
     shown = [f"- “{each['prompt']}”, {each['size']}: {', '.join(each['wrong'])}" for each in wrong]
     left = len(shown) - _MOST_WRONG
     return ["\n".join(shown[:_MOST_WRONG]), *([f"And {left} more."] if left > 0 else [])]
+
+
+def _percent(part: float | None) -> str:
+    return NONE if part is None else f"{part:.1%}"
