@@ -19,6 +19,7 @@ from lowvram.demo.captions import (
     caption,
     decorated,
     fragment,
+    without_colour,
 )
 from lowvram.demo.drawing import area, draw, outline, render
 from lowvram.demo.scenes import (
@@ -285,4 +286,12 @@ def test_fragments_are_true() -> None:
         assert set(names(text, SHAPES_SAID)) <= shapes, text
         assert set(names(text, COLOUR_WORDS)) <= colours, text
         texts.add(text)
-    assert {"blue", "star", "a star"} <= texts
+    assert {"blue", "star", "two"} <= texts
+    # A colour and a shape is a whole caption: what else it does not say is as usual.
+    assert not {"a blue star", "blue star"} & texts
+
+
+def test_a_caption_can_leave_the_colour_out() -> None:
+    assert without_colour("an orange star on white", "orange") == "a star on white"
+    assert without_colour("a small box in gray, on grey", "grey") == "a small box, on grey"
+    assert without_colour("two violet rings on pink", "purple") == "two rings on pink"
