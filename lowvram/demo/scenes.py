@@ -127,8 +127,8 @@ class Scene:
     def held_out(self) -> bool:
         """True for the tenth of all combinations, chosen by hash, that no training may see.
 
-        Sizes, background and canvas do not count, and "left of" is "right of" the other way round:
-        none of the pictures of a held-out combination was ever trained on.
+        Sizes, background and canvas do not count, and "left of" is "right of" the other way round.
+        Two equal things side by side count as a relation, though they look like a count of two.
         """
         named = [f"{thing.colour} {thing.shape}" for thing in self.things]
         joint = self.relation or (f"x{self.count}" if self.count > 1 else self.place)
