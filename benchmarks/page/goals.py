@@ -17,9 +17,9 @@ _TIMES = "{:.2f}".format
 
 @dataclass(frozen=True)
 class Figure:
-    """A measured value, and the published recipe's beside it: a value, how it failed, or None."""
+    """A measured value, and the published recipe's: a value or how it failed; None for none."""
 
-    value: float
+    value: float | None
     where: str
     published: float | str | None = None
 
@@ -48,16 +48,14 @@ def goals_table(results: Results) -> str:
 
 def unmeasured(results: Results) -> list[str]:
     """Names of the goals without a figure."""
-    return [goal.name for goal in GOALS if goal.measure(results) is None]
+    figures = {goal.name: goal.measure(results) for goal in GOALS}
+    return [name for name, figure in figures.items() if figure is None or figure.value is None]
 
 
 def _row(goal: Goal, results: Results) -> Iterator[str]:
     yield goal.name
     yield ("≥ " if goal.at_least else "≤ ") + goal.shown(goal.bound)
-    figure = goal.measure(results)
-    if figure is None:
-        yield from (NOT_MEASURED, NOT_MEASURED, "–", "–")
-        return
+    figure = goal.measure(results) or Figure(None, "–")
     theirs = figure.published
     yield (
         theirs
@@ -66,6 +64,9 @@ def _row(goal: Goal, results: Results) -> Iterator[str]:
         if theirs is None
         else goal.shown(theirs)
     )
+    if figure.value is None:
+        yield from (NOT_MEASURED, "–", figure.where)
+        return
     yield goal.shown(figure.value)
     over = goal.bound - figure.value if goal.at_least else figure.value - goal.bound
     yield f"{goal.shown(over)} ({over / goal.bound:.0%})" if over > 0 else "met"
@@ -86,7 +87,7 @@ def _peak(field: str, size: int) -> Callable[[Results], Figure | None]:
     return measure
 
 
-def _by_stage(results: Results, field: str, size: int, theirs: float | str | None) -> Figure | None:
+def _by_stage(results: Results, field: str, size: int, theirs: float | str | None) -> Figure:
     """The largest of the three stages, each run by itself in the way that holds least."""
     peaks = gpu.stage_peaks(gpu.entries(results.get("gpu", {})), size, field)
     where = f"gpu.json, {size} px, stage by stage"
@@ -94,13 +95,14 @@ def _by_stage(results: Results, field: str, size: int, theirs: float | str | Non
     if field == "peak_allocated_bytes" and strips and strips < peaks.get("decode", 0):
         peaks["decode"] = strips
         where += "; decode: cuda.json"
-    return Figure(max(peaks.values()), where, theirs) if len(peaks) == len(gpu.STAGES) else None
+    whole = len(peaks) == len(gpu.STAGES)
+    return Figure(max(peaks.values()) if whole else None, where if whole else "–", theirs)
 
 
 def _host(results: Results) -> Figure | None:
     """Resident peak of a process: on a GPU, else of the true sizes on a CPU, else of T5 alone."""
     on_gpu = _peak("peak_rss_bytes", 1024)(results)
-    if on_gpu is not None:
+    if on_gpu is not None and on_gpu.value is not None:
         return Figure(on_gpu.value, f"{on_gpu.where}, interpreter included", on_gpu.published)
     rows = results.get("cpu", {}).get("rows") or {}
     ours = [row for key, row in rows.items() if key.startswith("true/lowvram") and row["ok"]]
@@ -129,7 +131,8 @@ def _first_picture(part: str) -> Callable[[Results], Figure | None]:
 def _own_step(results: Results) -> Figure | None:
     """The slowest streamed step to the resident one, as the card is."""
     ratios = gpu.step_ratios(gpu.entries(results.get("gpu", {})), "streaming")
-    return Figure(max(ratios.values()), "gpu.json, all sizes") if ratios else None
+    where = "gpu.json, 1024 and 2048 px; cuda.json has 512 px"
+    return Figure(max(ratios.values()), where) if ratios else None
 
 
 def _step(results: Results) -> Figure | None:
@@ -154,7 +157,7 @@ GOALS = (
     Goal("command to first picture, cold, prepared", 0.5, _first_picture("prepared"), _TIMES),
     Goal("command to first picture, cold, not prepared", 0.8, _first_picture("first"), _TIMES),
     Goal("a step, streamed to resident, consumer speed", 1.03, _step, _TIMES),
-    Goal("a step, streamed to resident, the card as it is", 1.03, _own_step, "{:.3f}".format),
+    Goal("no goal of ours: the same on the H100 itself", 1.03, _own_step, "{:.3f}".format),
     Goal(
         "100 prompts at 8 GiB, throughput to model offload", 3.0, _throughput, _TIMES, at_least=True
     ),

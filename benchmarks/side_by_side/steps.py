@@ -19,10 +19,9 @@ from typing import Any
 
 from benchmarks.baselines.outcome import error_of
 from benchmarks.side_by_side.inputs import embeddings
-from benchmarks.side_by_side.throttle import bus, disk
+from benchmarks.side_by_side.throttle import bus, cycles_per_second, disk
 
 PEAKS = ("peak_allocated_bytes", "peak_reserved_bytes", "peak_process_bytes", "peak_rss_bytes")
-_CALIBRATED_CYCLES = 50_000_000
 
 
 def main() -> int:
@@ -151,12 +150,7 @@ def _waiter(seconds: float, device: str) -> Any:
         return lambda: time.sleep(seconds)
     import torch
 
-    torch.cuda._sleep(_CALIBRATED_CYCLES)  # the clock rises under load
-    torch.cuda.synchronize()
-    started = time.perf_counter()
-    torch.cuda._sleep(_CALIBRATED_CYCLES)
-    torch.cuda.synchronize()
-    cycles = int(_CALIBRATED_CYCLES * seconds / (time.perf_counter() - started))
+    cycles = int(cycles_per_second() * seconds)
     return lambda: torch.cuda._sleep(cycles)
 
 

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+_CALIBRATED_CYCLES = 50_000_000
+
 
 class TokenBucket:
     """Lets `rate` bytes a second pass, counted from the end of the transfer before."""
@@ -65,24 +67,42 @@ def disk(rate: float | None) -> Iterator[None]:
 def bus(rate: float | None) -> Iterator[None]:
     """Every copy of a unit to the device takes as long as at `rate` bytes a second; None: as is.
 
-    The wait begins once the computation has left the slot, as a real copy would, and the copy
-    itself follows it: what is told is a little more than a bus of that rate costs.
+    The wait is a kernel in the stream that copies, behind what the copy itself waits for, so that
+    neither the host nor the computation waits for it; the copy follows, and so what is told is a
+    little more than a bus of that rate costs. Without a stream (on a CPU) nothing is slowed.
     """
     if rate is None:
         yield
         return
+    import torch
+
     from lowvram.weights import lanes
 
-    send, bucket = lanes.CopyingLane.send, TokenBucket(rate)
+    send = lanes.CopyingLane.send
+    cycles = cycles_per_second() / rate if torch.cuda.is_available() else 0.0
 
     def slow(lane: Any, read: Any, unit: Any, slot: int) -> Any:
-        if lane._freed[slot] is not None:
-            lane._freed[slot].synchronize()
-        bucket.end(bucket.begin(), unit.size)
+        if lane._stream is not None:
+            with torch.cuda.stream(lane._stream):
+                if lane._freed[slot] is not None:
+                    lane._stream.wait_event(lane._freed[slot])
+                torch.cuda._sleep(int(cycles * unit.size))
         return send(lane, read, unit, slot)
 
     with _in_place_of(lanes.CopyingLane, "send", slow):
         yield
+
+
+def cycles_per_second() -> float:
+    """Of `torch.cuda._sleep`, under load: the card's clock rises with it."""
+    import torch
+
+    torch.cuda._sleep(_CALIBRATED_CYCLES)
+    torch.cuda.synchronize()
+    started = time.perf_counter()
+    torch.cuda._sleep(_CALIBRATED_CYCLES)
+    torch.cuda.synchronize()
+    return _CALIBRATED_CYCLES / (time.perf_counter() - started)
 
 
 @contextmanager
