@@ -106,7 +106,8 @@ def exact_float32() -> Iterator[None]:
     import torch
 
     # Not `allow_tf32`: torch refuses to read it in a process that has used these.
-    places: tuple[Any, ...] = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+    backends: Any = torch.backends
+    places = backends.cuda.matmul, backends.cudnn.conv
     before = [place.fp32_precision for place in places]
     try:
         for place in places:
