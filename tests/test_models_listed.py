@@ -32,7 +32,7 @@ def test_every_model_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert list(rows) == names
     assert all(name in text for name in names)
     demo = rows["demo"]
-    assert (demo["size"], demo["steps"], demo["guidance_scale"]) == ("128x128", 20, 1.5)
+    assert (demo["size"], demo["steps"], demo["guidance_scale"]) == ("128x128", 20, 2.0)
     assert demo["where"] == "bundled"
 
 
