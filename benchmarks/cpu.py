@@ -35,7 +35,7 @@ _TIMEOUTS = {"demo": 300.0, "tiny": 120.0, "true": 1200.0}  # seconds a row may 
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Return 0 where every row was measured, however it ended."""
+    """Return 0 where every row was measured, however it ended; 1 where one could not be tried."""
     parser = argparse.ArgumentParser(description="Compare contenders on a CPU.")
     parser.add_argument("--quick", action="store_true", help="the demo model and tiny networks")
     parser.add_argument("--rows", nargs="+", metavar="PATTERN", help="true/*, demo/lowvram/n1, …")
@@ -47,17 +47,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.list:
         print("\n".join(rows))
         return 0
-    place, document = Place(options.folder.resolve()), None
+    if not rows:
+        parser.error("no row has such a name: see --list")
+    place, document, left_out = Place(options.folder.resolve()), {"rows": {}}, []
     for key, row in rows.items():
+        if lacks := place.lacks(row):
+            say(f"{key}: not run: it reads what a row of {lacks} makes, which has to run before")
+            left_out.append(key)
+            continue
         say(f"{key} …")
         measured = measure(row, place)
         document = save_rows("cpu", {key: measured}, options.results)
         say(f"{key}: {measured['error'] or 'ok'}, {measured['wall_seconds'] or 0:.0f} s")
-    if document is None:
-        parser.error("no row has such a name: see --list")
-    brief = {key: short(document["rows"][key]) for key in rows}
+    brief = {key: short(document["rows"][key]) for key in rows if key not in left_out}
     print(json.dumps({"benchmark": "cpu", "rows": brief}, separators=(",", ":")))
-    return 0
+    return 1 if left_out else 0
 
 
 def chosen(rows: dict[str, Row], patterns: Sequence[str] | None) -> dict[str, Row]:

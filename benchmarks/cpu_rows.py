@@ -8,22 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from benchmarks.baselines.contenders import CONTENDERS as ALL
+from benchmarks.baselines.request import GUIDANCE, first_prompts
+from benchmarks.side_by_side.places import finished
+
 ROOT = Path(__file__).resolve().parent.parent
 PROMPT = "a large blue star on a yellow background"
 REFERENCE = "one-shot-fp32"
-CONTENDERS = (  # the reference first: the others' pictures are compared with its
-    REFERENCE,
-    "published-8bit",
-    "published-4bit",
-    "resident",
-    "model-offload",
-    "sequential-offload",
-    "group-offload-block",
-    "group-offload-leaf",
-    "model-offload-tiling",
-    "model-offload-slicing",
-    "lowvram",
-)
+# The others' pictures are compared with the first one's. "reference" is for GPUs.
+CONTENDERS = (REFERENCE, *(name for name in ALL if name not in (REFERENCE, "reference")))
 _MANY = (REFERENCE, "published-8bit", "resident", "lowvram")  # --quick makes ten pictures of
 _SIZES = {"demo": 128, "tiny": 128, "true": 512}  # side of the picture, px
 _STEPS = {"demo": 20, "tiny": 2, "true": 2}
@@ -31,7 +24,7 @@ _STEPS = {"demo": 20, "tiny": 2, "true": 2}
 # (benchmarks/results/prediction.json).
 _BUDGETS = {"demo": ("24MB", "16MB", "12MB", "8MB"), "tiny": (), "true": ("1GiB", "0.27GB")}
 
-SETTINGS = ".make_checkpoint.json"  # as in scripts/make_checkpoint.py, which imports torch
+_READS = {"denoise": ("encode", "embeds"), "decode": ("denoise", "latents")}  # and who makes it
 
 Part = Literal["demo", "tiny", "true"]
 
@@ -55,10 +48,8 @@ class Row:
 
     def filled(self, place: "Place") -> list[str]:
         """The arguments with the places in them."""
-        work = place.work(self.part)
         places = {"model": place.model(self.part), "output": place.output(self.key)}
-        places |= {"embeds": work / "x.embeds.safetensors"}
-        places |= {"latents": work / "x.latents.safetensors", "picture": work / "x.png"}
+        places |= place.between(self.part)
         return [argument.format_map(places) for argument in self.arguments]
 
     def shown(self) -> str:
@@ -104,19 +95,13 @@ def _contender(part: Part, name: str, count: int) -> Row:
 def _run(part: Part, budget: str | None) -> Row:
     """`lowvram` as it works by itself, in a budget for tensors or in none."""
     side = _SIZES[part]
-    arguments = ["lowvram", "run", first_prompt(), "-m", "{model}", "-o"]
+    arguments = ["lowvram", "run", first_prompts(1)[0], "-m", "{model}", "-o"]
     arguments += ["{output}/picture-000.png", "--size", f"{side}x{side}", "--no-binning"]
-    arguments += ["--steps", str(_STEPS[part]), "--seed", "0", "--guidance", "4.5"]
+    arguments += ["--steps", str(_STEPS[part]), "--seed", "0", "--guidance", str(GUIDANCE)]
     arguments += ["--no-clean", "--no-cache", "--device", "cpu", "--json"]
     arguments += ["--stage-budget", budget] if budget else []
     key, name = f"{part}/lowvram-{budget or 'defaults'}/n1", f"lowvram, {budget or 'its defaults'}"
     return Row(key, part, "run", name, tuple(arguments), cold=part == "true")
-
-
-def first_prompt() -> str:
-    """The first of the contenders' list."""
-    listed = ROOT / "benchmarks" / "baselines" / "prompts.txt"
-    return listed.read_text(encoding="utf-8").splitlines()[0]
 
 
 def _stages(part: Part, few: bool = False) -> Iterator[Row]:
@@ -162,8 +147,7 @@ class Place:
         if part == "demo":
             return None
         model = self.model(part)
-        finished = model / SETTINGS
-        if finished.is_file() and finished.read_text(encoding="utf-8"):
+        if finished(model):
             return None
         say(f"checkpoint {model.name} …")
         command = [sys.executable, "-m", "scripts.make_checkpoint", str(model)]
@@ -172,11 +156,20 @@ class Place:
         made = subprocess.run(command, cwd=ROOT, stdout=sys.stderr)
         return f"no checkpoint: exit code {made.returncode}" if made.returncode else None
 
-    def work(self, part: Part) -> Path:
-        """Where the files between the stages go."""
+    def between(self, part: Part) -> dict[str, Path]:
+        """The files that the stages leave for each other."""
         folder = self.folder / "cpu" / f"{part}-stages"
         folder.mkdir(parents=True, exist_ok=True)
-        return folder
+        names = ("x.embeds.safetensors", "x.latents.safetensors", "x.png")
+        return dict(zip(("embeds", "latents", "picture"), (folder / n for n in names), strict=True))
+
+    def lacks(self, row: Row) -> str | None:
+        """The rows of which one has to run before this one; None where it needs none."""
+        command = row.arguments[1]
+        maker, file = _READS.get(command, ("", "")) if row.kind == "stage" else ("", "")
+        if not file or self.between(row.part)[file].is_file():
+            return None
+        return f"{row.part}/stage/{maker}-*"
 
     def output(self, key: str) -> Path:
         """Where the pictures of a row go."""

@@ -33,6 +33,9 @@ class _EventHandler(logging.Handler):
         _send(self.events, "log", level=record.levelno, message=record.getMessage())
 
 
+_DRIVER_DEVICES = ("/dev/nvidia-uvm", "/dev/dxg")  # of the CUDA driver; the second under WSL2
+
+
 def main() -> None:
     """Serve lists of tasks until stdin ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the stage, and for who started us
@@ -74,9 +77,6 @@ def _preload() -> bool:
 
         return True
     return torch.version.cuda is not None and not _driver_started()
-
-
-_DRIVER_DEVICES = ("/dev/nvidia-uvm", "/dev/dxg")  # the second under WSL2
 
 
 def _driver_started() -> bool:

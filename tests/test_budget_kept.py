@@ -36,8 +36,9 @@ from lowvram.weights import streamed
 from lowvram.weights.checkpoint import Loaded, Resident, Weights, build, find_class
 from lowvram.weights.lanes import Lane, Unit
 from lowvram.weights.pump import Pump
+from lowvram.weights.rows import EmbeddingRows
 from lowvram.weights.shards import Shards, Stored
-from lowvram.weights.streamed import EmbeddingRows, Streamed, Streaming
+from lowvram.weights.streamed import Streamed, Streaming
 from lowvram.weights.whole import Whole
 
 HALF = torch.float16
@@ -88,14 +89,14 @@ class SameThread(Pump):
 
 
 def on_host(shards: Shards, name: str, dtype: torch.dtype) -> nn.Parameter:
-    """A placeholder that is not on "meta", which is the device here."""
+    """Instead of `Shards.placeholder`: not on "meta", which is the device here."""
     return nn.Parameter(torch.empty(shards.tensors[name].shape, dtype=dtype), requires_grad=False)
 
 
 @pytest.fixture(autouse=True)
 def no_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(streamed, "Pump", SameThread)
-    monkeypatch.setattr(streamed, "_placeholder", on_host)
+    monkeypatch.setattr(Shards, "placeholder", on_host)
 
 
 @contextmanager

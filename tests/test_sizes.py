@@ -141,7 +141,7 @@ def test_what_is_said_of_a_size(
 ) -> None:
     given = configs(cells)
     requested, rendered = FAMILY.render_size(given, asked and Size(*asked), binning)
-    note = FAMILY.size_note(given, requested, rendered)
+    note = FAMILY.size_note("", given, requested, rendered)
     assert re.match(said, note) if said else note == ""
 
 

@@ -20,9 +20,10 @@ from lowvram.memory.count import LiveBytes
 from lowvram.weights import shards as shards_module
 from lowvram.weights.checkpoint import Loaded, Weights, build, find_class, stored_dtype
 from lowvram.weights.lanes import ConvertingLane, CopyingLane, MappedLane
+from lowvram.weights.layout import fit
 from lowvram.weights.quantized import Quantized
 from lowvram.weights.shards import Shards
-from lowvram.weights.streamed import Streamed, Streaming, fit
+from lowvram.weights.streamed import Streamed, Streaming
 from lowvram.weights.whole import Whole
 from scripts.make_checkpoint import make_checkpoint
 

@@ -11,12 +11,18 @@ def place(folder: Path, side: int) -> Path:
     return folder / f"sigma-{side}"
 
 
+def finished(model: Path) -> bool:
+    """Whether a checkpoint of scripts/make_checkpoint.py was written to its end."""
+    settings = model / _SETTINGS
+    return settings.is_file() and bool(settings.read_text(encoding="utf-8"))
+
+
 def is_made(folder: Path, sides: Iterable[int], base: int) -> bool:
     """Whether all of it is there.
 
     Args:
         base: the side whose files were written; the others are links.
     """
-    settings = place(folder, base) / _SETTINGS
-    made = settings.is_file() and bool(settings.read_text(encoding="utf-8"))
-    return made and all((place(folder, side) / "transformer").is_dir() for side in sides)
+    return finished(place(folder, base)) and all(
+        (place(folder, side) / "transformer").is_dir() for side in sides
+    )

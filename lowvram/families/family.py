@@ -11,6 +11,7 @@ quantisation and no file. tests/test_family_contract.py checks every family agai
 6. It brings a tiny configuration of itself, from the real classes.
 """
 
+import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -71,6 +72,8 @@ class Published:
         timesteps: that this model was distilled for, where they are not its scheduler's own.
         side: px of its own, square size, for lists that read no files; 0 where it is not known.
         sizes: width and height, px, of larger pictures that it was trained for all the same.
+        words: module whose `understands(prompt)` says whether the model knows a word of a prompt,
+            and whose `VOCABULARY` says which it knows; "" where it knows all.
     """
 
     repository: str
@@ -84,6 +87,7 @@ class Published:
     timesteps: tuple[int, ...] = ()
     side: int = 0
     sizes: tuple[tuple[int, int], ...] = ()
+    words: str = ""
 
 
 @dataclass(frozen=True)
@@ -270,9 +274,21 @@ class Family(ABC):
             RequestError: a size that the model cannot do.
         """
 
-    def size_note(self, configs: Mapping[str, Config], requested: Size, rendered: Size) -> str:
-        """What a person should know before the model computes that size; "" for nothing."""
+    def size_note(
+        self, name: str, configs: Mapping[str, Config], requested: Size, rendered: Size
+    ) -> str:
+        """What a person should know before the model of that name computes that size; "" for
+        nothing.
+        """
         return ""
+
+    def prompt_note(self, name: str, prompt: str) -> str:
+        """The words that the model of that name knows, where the prompt has none; else ""."""
+        published = self.models.get(name)
+        if not (published and published.words):
+            return ""
+        words = importlib.import_module(published.words)
+        return "" if words.understands(prompt) else str(words.VOCABULARY)
 
     @abstractmethod
     def latent_shape(self, configs: Mapping[str, Config], rendered: Size) -> tuple[int, int, int]:

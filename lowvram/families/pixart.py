@@ -100,7 +100,7 @@ class PixArtSigma(Family):
         ),
         "demo": Published(
             "demo/model", bundled=True, steps=20, guidance_scale=2.0, side=128,
-            sizes=((192, 128), (128, 192)),
+            sizes=((192, 128), (128, 192)), words="lowvram.demo.reading",
         ),
     }  # fmt: skip
     base = "pixart-sigma-1024"
@@ -245,7 +245,9 @@ class PixArtSigma(Family):
             )
         return asked, asked
 
-    def size_note(self, configs: Mapping[str, Config], requested: Size, rendered: Size) -> str:
+    def size_note(
+        self, name: str, configs: Mapping[str, Config], requested: Size, rendered: Size
+    ) -> str:
         """For more than the model was trained for, and for what will be scaled up."""
         side = int(configs["transformer"]["sample_size"]) * _pixels_per_cell(configs["vae"])
         computed = rendered.width * rendered.height
@@ -255,6 +257,9 @@ class PixArtSigma(Family):
                 f"({MOST_TRAINED_SIDE}x{MOST_TRAINED_SIDE}; no 4K checkpoint is published): "
                 "this shows what fits into memory, and no good picture"
             )
+        published = self.models.get(name)
+        if published and (rendered.width, rendered.height) in published.sizes:
+            return ""
         if computed > side**2:
             return f"{rendered} is more than this model was trained for ({side}x{side})"
         if requested.width * requested.height > NOTED_ENLARGEMENT * computed:

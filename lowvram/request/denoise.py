@@ -273,11 +273,10 @@ def _sizes(
             family.render_size(configs, rendered, False)  # whether it can do that
         else:
             requested, rendered = family.render_size(configs, asked, binning)
-        note = family.size_note(configs, requested, rendered)
+        note = family.size_note(model.name, configs, requested, rendered)
     except (KeyError, TypeError) as error:
         raise ModelError(f"{model.name} has a configuration that lacks {error}") from None
-    published = family.models.get(model.name)
-    if note and not (published and (rendered.width, rendered.height) in published.sizes):
+    if note:
         log.warning("%s", note)
     return requested, rendered
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lowvram import emphasis
-from lowvram.demo import reading
 from lowvram.errors import RequestError
 from lowvram.families.family import Family
 from lowvram.request.encode import EncodeTask
@@ -79,9 +78,9 @@ class Reader:
         texts: list[dict[str, Text]] = []
         weights: list[dict[str, tuple[float, ...]]] = []
         for prompt, negative in zip(task.prompts, task.negative_prompts, strict=True):
-            if task.model["name"] == "demo" and not reading.understands(prompt):
+            if note := self._family.prompt_note(task.model["name"], prompt):
                 said = f"the prompt “{_shortened(prompt)}”"
-                self._warn(f"nothing in {said} is known here: {reading.VOCABULARY}")
+                self._warn(f"nothing in {said} is known here: {note}")
             read = {
                 "": self._read(prompt, "prompt", task),
                 "negative_": self._read(negative, "negative prompt", task),

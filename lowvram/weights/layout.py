@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
 
 Blocks = str | tuple[str, ...]
+UNITS = ("block", "matrix")
 
 
 def find_blocks(network: nn.Module, blocks: Blocks) -> list[nn.Module]:
@@ -107,6 +109,38 @@ class Layout:
             _bytes(p) for block in self.blocks for p in block.parameters() if id(p) not in goes
         ]
         return [*self.outside, *stays, *[largest] * min(how.window, len(moving))]
+
+
+def fit(
+    model: nn.Module, how: "Streamed", room: int | None, units: Sequence[str] = UNITS
+) -> tuple["Streamed", list[int]]:
+    """The fastest way to stream whose weights hold at most `room` bytes; or the smallest.
+
+    Whole blocks rather than matrices; then, where passes repeat, blocks that stay.
+
+    Args:
+        model: for its shapes; may have no storage.
+        how: everything that does not depend on the room.
+        room: None for no bound: two blocks, and none that stays.
+        units: that may come and go.
+
+    Returns:
+        that way, and the sizes that it holds (`Streamed.sizes`).
+    """
+    layout = Layout(model, how.blocks)
+    ways: list[Streamed] = []
+    if "block" in units:
+        stay = 0
+        if how.repeats and room is not None:
+            stay = layout.most_resident(room, window=2)
+        ways.append(replace(how, unit="block", window=2, resident=stay))
+    if "matrix" in units:
+        ways += [replace(how, unit="matrix", window=window, resident=0) for window in (8, 4, 3, 2)]
+    for way in ways:
+        held = layout.sizes(way)
+        if room is None or sum(held) <= room:
+            break
+    return way, held
 
 
 def unit_bytes(module: nn.Module) -> int:

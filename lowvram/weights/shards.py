@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lowvram.errors import ModelError
 from lowvram.weights.tensor_files import DTYPES
@@ -96,6 +96,11 @@ class Shards:
         count = stored.size // stored.dtype.itemsize
         flat = torch.frombuffer(mapped, dtype=stored.dtype, count=count, offset=stored.start)
         return flat.view(stored.shape)
+
+    def placeholder(self, name: str, dtype: torch.dtype) -> nn.Parameter:
+        """Shape and dtype without memory: some forwards look at the dtype of weights to come."""
+        empty = torch.empty(self.tensors[name].shape, dtype=dtype, device="meta")
+        return nn.Parameter(empty, requires_grad=False)
 
     def warm(self, name: str) -> None:
         """Read a tensor's bytes into the page cache, where a failing disk is still an OSError."""

@@ -9,13 +9,12 @@ the resident model computes.
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from lowvram.errors import ModelError
 from lowvram.weights.checkpoint import (
@@ -29,12 +28,12 @@ from lowvram.weights.checkpoint import (
 from lowvram.weights.lanes import Unit, choose_lane
 from lowvram.weights.layout import Blocks, Layout, find_blocks, streaming_modules, unit_bytes
 from lowvram.weights.lockstep import Lockstep
-from lowvram.weights.pump import Pump, Relay
+from lowvram.weights.parking import HOST, park
+from lowvram.weights.pump import Pump, Relay, Supply
+from lowvram.weights.rows import EmbeddingRows
 from lowvram.weights.shards import Shards
 
 T = TypeVar("T")
-HOST = torch.device("cpu")
-UNITS = ("block", "matrix")
 
 
 @dataclass(frozen=True)
@@ -95,9 +94,8 @@ class Streamed:
         """See `Weights.load`."""
         check_stored_quantisation(folder, "")
         with broken_files_named(folder):
-            return Streaming(
-                self, skeleton(model_class, folder, self.dtype), Shards(folder), device
-            )
+            model = skeleton(model_class, folder, self.dtype)
+            return Streaming(self, model, Shards(folder), device)
 
 
 class Streaming:
@@ -108,7 +106,7 @@ class Streaming:
     ) -> None:
         self.model, self.inputs = model, HOST if how.parks else device
         self._how, self._shards, self._device = how, shards, device
-        self._pump: Pump | Relay | None = None
+        self._pump: Supply | None = None
         self._groups = 1  # how often the pump brings each block in a pass
         self._read_rows()
         blocks = find_blocks(model, how.blocks)
@@ -117,10 +115,10 @@ class Streaming:
         # Made once: small objects made anew between large ones keep glibc from using the large
         # ones' memory again (2.3 GB lost in one step of XL/2).
         self._placeholders: dict[str, nn.Parameter] = {}
-        units = [self._unit(module) for _, module in modules]
-        self._load_residents({name for unit in units for name in unit.names})
-        self._units = units
-        self._lane = choose_lane(shards, units, min(how.window, len(units)), device, how.keep)
+        self._units = [self._unit(module) for _, module in modules]
+        self._load_residents({name for unit in self._units for name in unit.names})
+        slots = min(how.window, len(self._units))
+        self._lane = choose_lane(shards, self._units, slots, device, how.keep)
         self._blocks = [block for block, _ in modules]
         self._lockstep = Lockstep(blocks, modules)
         self._count = len(blocks)
@@ -128,8 +126,7 @@ class Streaming:
             module.register_forward_pre_hook(self._before(index))
             module.register_forward_hook(self._after(index))
         if how.parks and device.type != "cpu":
-            for module in _entered_from_outside(model, blocks):
-                _compute_on(module, device)
+            park(model, blocks, device)
 
     @property
     def weights_bytes(self) -> int:
@@ -239,7 +236,7 @@ class Streaming:
             names[full] = stored_dtype(type(self.model), full, self._how.dtype)
             path, _, leaf = name.rpartition(".")
             owners[full] = (module.get_submodule(path), leaf)
-            self._placeholders[full] = _placeholder(self._shards, full, names[full])
+            self._placeholders[full] = self._shards.placeholder(full, names[full])
             owners[full][0]._parameters[leaf] = self._placeholders[full]
         self._owners.append(owners)
         return Unit.of(names, self._shards)
@@ -298,89 +295,3 @@ class Streaming:
             raise ModelError(
                 f"{name} has shape {list(stored.shape)} and should have {list(tensor.shape)}"
             )
-
-
-class EmbeddingRows(nn.Module):
-    """An embedding whose table stays in its file: only the rows asked for are read."""
-
-    def __init__(self, shards: Shards, name: str, dtype: torch.dtype) -> None:
-        super().__init__()
-        self._shards, self._name, self._dtype = shards, name, dtype
-        self._weight = torch.zeros(1, dtype=dtype).expand(shards.tensors[name].shape)
-
-    @property
-    def weight(self) -> Tensor:
-        """Shape and dtype of the table, for forwards that look at them: one number, repeated."""
-        return self._weight
-
-    def forward(self, ids: Tensor) -> Tensor:
-        """Ids `[…]` to rows `[…, columns]`, on the device of the ids."""
-        wanted, places = ids.unique(return_inverse=True)
-        count = self._shards.tensors[self._name].shape[0]
-        if wanted.numel() and not 0 <= int(wanted[0]) <= int(wanted[-1]) < count:
-            raise IndexError(f"token {int(wanted[-1])} is beyond the {count} rows of {self._name}")
-        rows = self._shards.rows(self._name, wanted.tolist(), self._dtype)
-        return functional.embedding(places, rows.to(ids.device))
-
-
-def fit(
-    model: nn.Module, how: Streamed, room: int | None, units: Sequence[str] = UNITS
-) -> tuple[Streamed, list[int]]:
-    """The fastest way to stream whose weights hold at most `room` bytes; or the smallest.
-
-    Whole blocks rather than matrices; then, where passes repeat, blocks that stay.
-
-    Args:
-        model: for its shapes; may have no storage.
-        how: everything that does not depend on the room.
-        room: None for no bound: two blocks, and none that stays.
-        units: that may come and go.
-
-    Returns:
-        that way, and the sizes that it holds (`Streamed.sizes`).
-    """
-    layout = Layout(model, how.blocks)
-    ways: list[Streamed] = []
-    if "block" in units:
-        stay = 0
-        if how.repeats and room is not None:
-            stay = layout.most_resident(room, window=2)
-        ways.append(replace(how, unit="block", window=2, resident=stay))
-    if "matrix" in units:
-        ways += [replace(how, unit="matrix", window=window, resident=0) for window in (8, 4, 3, 2)]
-    for way in ways:
-        held = layout.sizes(way)
-        if room is None or sum(held) <= room:
-            break
-    return way, held
-
-
-def _placeholder(shards: Shards, name: str, dtype: torch.dtype) -> nn.Parameter:
-    """Shape and dtype without memory: some forwards look at the dtype of weights to come."""
-    shape = shards.tensors[name].shape
-    return nn.Parameter(torch.empty(shape, dtype=dtype, device="meta"), requires_grad=False)
-
-
-def _entered_from_outside(model: nn.Module, blocks: Sequence[nn.Module]) -> Iterator[nn.Module]:
-    """The blocks, and outside of them every module with weights of its own."""
-    yield from blocks
-    inside = {id(module) for block in blocks for module in block.modules()}
-    for module in model.modules():
-        if id(module) not in inside and module._parameters:
-            yield module
-
-
-def _compute_on(module: nn.Module, device: torch.device) -> None:
-    """Inputs to the device before a module computes, outputs back to the host after it."""
-
-    def moved(value: Any, to: torch.device) -> Any:
-        if isinstance(value, Tensor):
-            return value.to(to)
-        if type(value) in (tuple, list):
-            return type(value)(moved(each, to) for each in value)
-        return {k: moved(v, to) for k, v in value.items()} if type(value) is dict else value
-
-    module.register_forward_pre_hook(
-        lambda module, args, kwargs: (moved(args, device), moved(kwargs, device)), with_kwargs=True
-    )
-    module.register_forward_hook(lambda module, inputs, output: moved(output, HOST))

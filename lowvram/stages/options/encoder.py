@@ -18,8 +18,9 @@ from lowvram.stages.options.component import (
     stored_bytes,
 )
 from lowvram.weights.checkpoint import Weights
+from lowvram.weights.layout import fit
 from lowvram.weights.quantized import Quantized
-from lowvram.weights.streamed import Streamed, fit
+from lowvram.weights.streamed import Streamed
 from lowvram.weights.whole import Whole
 
 if TYPE_CHECKING:

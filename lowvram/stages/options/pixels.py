@@ -148,21 +148,21 @@ def _strips(
                 own, peaks = _fit_strips(vae, weights, device, room, shape, own, least, direction)
             strip = used_room(*of, device.type, own, direction)
             held = sum(weights) + strip
+            if peaks is None:
+                # oneDNN copies a strip into its own layout; of CUDA's libraries `room` knows.
+                allocated = held + in_room + (strip if device.type == "cpu" else 0)
+                reserved = None
+            else:
+                allocated = max(held, peaks.allocated)
+                reserved = max(held, peaks.reserved or 0)
             took = replace(
                 whole,
-                # oneDNN copies a strip into its own layout; of CUDA's libraries `room` knows.
-                allocated=held + in_room + (strip if device.type == "cpu" else 0),
-                reserved=None,
+                allocated=allocated,
+                reserved=reserved,
                 host=0 if device.type == "cpu" else maps,
                 transferred=0 if device.type == "cpu" else 2 * _PASSES * maps,
             )
-            if peaks is not None:
-                took = replace(
-                    took,
-                    allocated=max(held, peaks.allocated),
-                    reserved=max(held, peaks.reserved or 0),
-                )
-            says = f"in {show(took.reserved or held)}, {place}"
+            says = f"in {show(reserved or held)}, {place}"
             if shape[0] > 1:
                 says += ", one picture at a time whatever the batch size"
             yield Option(StripDecode(own, place), "strips", took, says)

@@ -28,9 +28,9 @@ from lowvram.stages.savings import (
     guided,
 )
 from lowvram.weights.checkpoint import Weights
-from lowvram.weights.layout import find_blocks
+from lowvram.weights.layout import UNITS, find_blocks, fit
 from lowvram.weights.lockstep import Lockstep
-from lowvram.weights.streamed import UNITS, Streamed, fit
+from lowvram.weights.streamed import Streamed
 from lowvram.weights.whole import Whole
 
 if TYPE_CHECKING:
