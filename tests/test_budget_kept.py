@@ -4,7 +4,6 @@ The product's own classes at their true sizes, on fake tensors: nothing is compu
 allocation is counted. On the fake device weights come by `CopyingLane`, as on a GPU.
 """
 
-import queue
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,7 +34,7 @@ from lowvram.stages.starts import Start
 from lowvram.weights import streamed
 from lowvram.weights.checkpoint import Loaded, Resident, Weights, build, find_class
 from lowvram.weights.lanes import Lane, Unit
-from lowvram.weights.pump import Pump
+from lowvram.weights.pump import Sent, Supply
 from lowvram.weights.rows import EmbeddingRows
 from lowvram.weights.shards import Shards, Stored
 from lowvram.weights.streamed import Streamed, Streaming
@@ -68,24 +67,23 @@ class NoFiles(Shards):
         raise AssertionError("rows depend on values")
 
 
-class SameThread(Pump):
+class SameThread(Supply):
     """Reads when it is asked: fake tensors belong to one thread."""
 
     def __init__(self, lane: Lane, units: Sequence[Unit], order: Iterable[int]) -> None:
-        self._lane, self._units, self._next = lane, units, iter(order)
-        self._free, self._held = queue.SimpleQueue(), {}
-        for slot in range(lane.slots):
-            self._free.put(slot)
-
-    def take(self, index: int) -> dict[str, Tensor]:
-        assert next(self._next) == index
-        unit, slot = self._units[index], self._free.get_nowait()
-        sent = self._lane.send(self._lane.read(index, unit), unit, slot)
-        self._held[index] = slot
-        return self._lane.landed(sent, unit, slot)
+        super().__init__(lane, units)
+        self._order, self._slots = iter(order), list(range(lane.slots))
 
     def close(self) -> None:
         pass
+
+    def _next(self) -> Sent:
+        index, slot = next(self._order), self._slots.pop(0)
+        unit = self._units[index]
+        return index, self._lane.send(self._lane.read(index, unit), unit, slot), slot
+
+    def _free(self, slot: int) -> None:
+        self._slots.append(slot)
 
 
 def on_host(shards: Shards, name: str, dtype: torch.dtype) -> nn.Parameter:
