@@ -34,7 +34,7 @@ class Row:
     """One process.
 
     Attributes:
-        kind: "contender", "run" (the product's own command) or "stage".
+        kind: "contender", "run" (the product's own command), "stage" or "interpreter".
         arguments: of `python -m`, with {model}, {output}, {embeds} and {latents} for places.
         cold: whether the weights are read from the disk, and not from the page cache.
     """
@@ -67,6 +67,8 @@ def rows_of(which: Literal["quick", "full"]) -> dict[str, Row]:
 
 
 def _demo(which: str) -> Iterator[Row]:
+    bare = ("benchmarks.side_by_side.interpreter", "--device", "cpu")
+    yield Row("demo/interpreter", "demo", "interpreter", "libraries, no weights", bare, cold=False)
     for count in (1, 10) if which == "quick" else (1, 10, 100):
         for contender in CONTENDERS if count < 10 or which == "full" else _MANY:
             yield _contender("demo", contender, count)
@@ -186,7 +188,7 @@ class Place:
 
     def reference(self, row: Row) -> Path | None:
         """The fp32 one-shot pipeline's pictures of as many prompts; None where there are none."""
-        if row.kind == "stage" or row.name == REFERENCE:
+        if row.kind in ("stage", "interpreter") or row.name == REFERENCE:
             return None
         count = row.key.split("/")[2]
         return self.output(f"{row.part}/{REFERENCE}/{count}")

@@ -16,7 +16,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # the code beside this file, whatever is installed
 
-from benchmarks.machine import RESULTS, recorded  # noqa: E402
+from benchmarks.machine import recorded, save  # noqa: E402
 
 TESTS = ("foretold", "strips", "overlap", "cosine", "picture")  # that are figures
 _NAMES = ("test", "role", "dtype", "size", "side", "budget", "way", "bits", "model")
@@ -44,8 +44,7 @@ def main() -> int:
     report = parser.parse_args().report
     rows = figures(report.read_text(encoding="utf-8").splitlines())
     document = {"benchmark": "cuda", **recorded(), "notes": [], "rows": rows}
-    text = json.dumps(document, indent=1) + "\n"
-    (RESULTS / "cuda.json").write_text(text, encoding="utf-8")
+    save("cuda", document)
     return 0
 
 

@@ -21,7 +21,6 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # the code beside this file, whatever is installed
@@ -44,15 +43,14 @@ _FREE_BYTES = 24e9  # for the checkpoint
 def main(arguments: Sequence[str] | None = None) -> int:
     """Return 2 where there is no GPU, 1 where the checkpoint cannot be made."""
     options = _parse(arguments)
-    card = graphics_card() if options.device == "cuda" else {}
-    if card is None:
+    about = {"machine": machine(), "versions": versions()}
+    if options.device == "cuda" and about["machine"]["gpu"] is None:
         print("gpu: no CUDA GPU here: use --device cpu --size-of-model tiny to try the benchmark")
         return NO_DEVICE
     ends = time.monotonic() + options.seconds
     tiny = options.size_of_model == "tiny"
     folder = options.folder.resolve() / f"gpu-{options.size_of_model}"
     results = options.results or (folder if tiny else ROOT / "benchmarks" / "results")
-    about = {"machine": {**machine(), **card}, "versions": versions()}
     store = Store(results / "gpu.json", {**about, "model": options.size_of_model})
 
     def px(side: int) -> int:
@@ -106,26 +104,6 @@ def run_part(
     else:
         for plan in plans:
             one(plan)
-
-
-def graphics_card() -> dict[str, Any] | None:
-    """What CUDA figures depend on; None where there is no such GPU.
-
-    From the driver's library: torch takes seconds to import, and this process must hold no context
-    on the card.
-    """
-    try:
-        import pynvml
-
-        pynvml.nvmlInit()
-        card = pynvml.nvmlDeviceGetHandleByIndex(0)
-        return {
-            "card": str(pynvml.nvmlDeviceGetName(card)),
-            "card_bytes": int(pynvml.nvmlDeviceGetMemoryInfo(card).total),
-            "driver": str(pynvml.nvmlSystemGetDriverVersion()),
-        }
-    except Exception:  # no driver, no library of it, no card
-        return None
 
 
 def say(line: str) -> None:

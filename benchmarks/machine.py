@@ -7,7 +7,6 @@ Imports no torch: whatever is measured is not started here.
 import json
 import os
 import platform
-import subprocess
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pynvml
 
 RESULTS = Path(__file__).resolve().parent / "results"
 LIBRARIES = ("torch", "transformers", "diffusers", "accelerate", "bitsandbytes", "safetensors")
@@ -35,15 +35,13 @@ def recorded() -> dict[str, Any]:
 
 
 def machine() -> dict[str, Any]:
-    """The hardware; `gpus` and `gpu_memory_bytes` are None where no NVIDIA driver answers."""
-    gpus = _gpus()
+    """The hardware; the last three are None where no NVIDIA driver answers."""
     return {
         "cpu": _cpu(),
         "cores": os.cpu_count(),
         "memory_bytes": psutil.virtual_memory().total,
         "system": f"{platform.system()} {platform.machine()}",
-        "gpu": gpus[0][0] if gpus else None,
-        "gpu_memory_bytes": gpus[0][1] if gpus else None,
+        **_gpu(),
     }
 
 
@@ -100,12 +98,15 @@ def _cpu() -> str:
     return " ".join([known.get("model name", name), *(each for each in _SETS if each in flags)])
 
 
-def _gpus() -> list[tuple[str, int]]:
-    """Name and bytes of each GPU, from the driver's own tool: no context is made here."""
-    command = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
+def _gpu() -> dict[str, Any]:
+    """The first one, from the driver's library: no context is made here."""
     try:
-        told = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return []
-    rows = [line.rsplit(",", 1) for line in told.stdout.splitlines() if "," in line]
-    return [(name.strip(), int(mebibytes) << 20) for name, mebibytes in rows]
+        pynvml.nvmlInit()
+        card = pynvml.nvmlDeviceGetHandleByIndex(0)
+        return {
+            "gpu": str(pynvml.nvmlDeviceGetName(card)),
+            "gpu_memory_bytes": int(pynvml.nvmlDeviceGetMemoryInfo(card).total),
+            "driver": str(pynvml.nvmlSystemGetDriverVersion()),
+        }
+    except pynvml.NVMLError:
+        return dict.fromkeys(("gpu", "gpu_memory_bytes", "driver"))

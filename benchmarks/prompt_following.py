@@ -36,7 +36,7 @@ sys.path.insert(0, str(ROOT))  # the code beside this file, whatever is installe
 
 import lowvram  # noqa: E402
 from benchmarks.guidance import empty_prompt, negative_prompts  # noqa: E402
-from benchmarks.machine import recorded  # noqa: E402
+from benchmarks.machine import recorded, save  # noqa: E402
 from benchmarks.reconstruction import psnr  # noqa: E402
 from lowvram.demo.captions import caption  # noqa: E402
 from lowvram.demo.detector import (  # noqa: E402
@@ -45,6 +45,7 @@ from lowvram.demo.detector import (  # noqa: E402
     match,
     place_of,
     relation_of,
+    right_shares,
     verdict,
 )  # fmt: skip
 from lowvram.demo.drawing import draw  # noqa: E402
@@ -116,8 +117,8 @@ def shares(scenes: Sequence[Scene], sightings: Sequence[Sighting]) -> dict[str, 
     pairs = list(zip(scenes, rows, strict=True))
 
     def share(name: str, chosen: Sequence[dict[str, bool]]) -> float | None:
-        said = [row[name] for row in chosen if name in row]
-        return round(sum(said) / len(said), 4) if said else None
+        found = right_shares(chosen).get(name)
+        return None if found is None else round(found, 4)
 
     return {
         "everything": share("everything", rows),
@@ -273,8 +274,7 @@ def main() -> int:
     whole = options.model == "demo" and len(variants) == len(VARIANTS) and not options.quick
     output = options.output or (RESULTS if whole and options.guidance_scale is None else None)
     if output is not None:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+        save(output.stem, document, output.parent)
     shown = {
         name: value
         for name, value in document.items()

@@ -6,6 +6,7 @@ import torch
 from diffusers import AutoencoderKL
 
 from lowvram.demo.drawing import render
+from lowvram.demo.pictures import decibels
 from lowvram.demo.scenes import CANVASES, random_scene
 from lowvram.repository import resolve
 
@@ -20,10 +21,9 @@ def psnr(model: str) -> dict[str, float]:
     for canvas in CANVASES:
         rng = random.Random(f"reconstruction/{canvas}")
         scenes = [random_scene(rng, held_out=True, canvas=canvas) for _ in range(_EACH)]
-        errors = []
+        found_here = []
         for drawn in render(scenes).split(8):
-            made = vae.decode(vae.encode(drawn).latent_dist.mean).sample.clamp(-1, 1)
-            errors.append(((made - drawn) / 2).square().mean(dim=(1, 2, 3)))
-        decibels = -10 * torch.cat(errors).log10()
-        found["x".join(map(str, canvas))] = round(decibels.mean().item(), 2)
+            made = vae.decode(vae.encode(drawn).latent_dist.mean).sample
+            found_here.append(decibels(made, drawn))
+        found["x".join(map(str, canvas))] = round(torch.cat(found_here).mean().item(), 2)
     return found

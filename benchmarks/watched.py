@@ -7,6 +7,7 @@ libraries) can be dropped at any time; "anonymous" ones are what a process canno
 """
 
 import os
+import signal
 import subprocess
 import tempfile
 import threading
@@ -38,29 +39,40 @@ def run_once(
         process = subprocess.Popen(
             command, cwd=ROOT, env=variables, stdout=subprocess.PIPE, stderr=errors, text=True
         )
-        seen = _Watch(process)
-        error = None
+        seen, rang = _Watch(process), False
         try:
             output, _ = process.communicate(timeout=timeout)
         except subprocess.TimeoutExpired:
             _kill(process)
             output, _ = process.communicate()
-            error = f"stopped after {timeout:.0f} s"
-        error = seen.ended() or error
+            rang = True
+        stopped = seen.ended()
         errors.seek(0)
         lines = [line.strip() for line in errors.read().splitlines() if line.strip()]
-    if process.returncode and not error:
-        # Linux kills a process that exhausts the memory with signal 9 and says nothing.
-        how = f"exit code {process.returncode}" + " (out of memory?)" * (process.returncode == -9)
-        error = f"{how}: {lines[-1] if lines else 'no message'}"
     return {
         "output": output,
-        "error": error,
+        "error": stopped or how_it_ended(process.returncode, rang, timeout, lines),
         "wall_seconds": time.monotonic() - started,
         "cpu_seconds": _cpu_of_children() - cpu_before,
         "read_bytes": seen.read_bytes,
         "peaks_seen": seen.peaks or None,
     }
+
+
+def how_it_ended(code: int, rang: bool, timeout: float, said: Sequence[str]) -> str | None:
+    """One line, or None where it went well.
+
+    Args:
+        rang: whether it was stopped for its time.
+        said: the lines on its stderr.
+    """
+    if rang:
+        return f"stopped after {timeout:.0f} s"
+    if not code:
+        return None
+    # Linux kills a process that exhausts the memory with signal 9 and says nothing.
+    out = " (out of memory?)" if code == -signal.SIGKILL else ""
+    return f"exit code {code}{out}: {said[-1] if said else 'no message'}"
 
 
 def first_on_path() -> dict[str, str]:

@@ -1,7 +1,7 @@
 """Pictures from diffusion transformers on small graphics cards, in stages that run alone."""
 
 from lowvram.api import decode, denoise, encode, encode_image, interpolate
-from lowvram.batch import BatchResult, Row, RowResult, run_many
+from lowvram.batch import BatchResult, RowResult, run_many
 from lowvram.compare.comparison import Comparison, compare
 from lowvram.errors import (
     ArtifactError,
@@ -18,6 +18,7 @@ from lowvram.errors import (
 from lowvram.families.family import Size
 from lowvram.progress import Progress
 from lowvram.refining import refine
+from lowvram.rows import Row
 from lowvram.run import Picture, RunResult, run
 
 __all__ = [

@@ -13,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lowvram import devices, embeds_cache, files, prepared, selftests, versions
+from lowvram import devices, embeds_cache, files, prepared, prepared_folders, selftests, versions
 from lowvram.diagnosis import Diagnosis, Row, private_row
 from lowvram.errors import StorageError, first_line
 from lowvram.memory import capacity, rates, spill
@@ -221,7 +221,7 @@ def _downloads() -> Iterator[Row]:
 
 def _prepared() -> Iterator[Row]:
     size = sum(entry.bytes for entry in prepared.list_prepared())
-    yield _cache("prepared", prepared.cache_folder(), size)
+    yield _cache("prepared", prepared_folders.cache_folder(), size)
 
 
 def _embeds() -> Iterator[Row]:

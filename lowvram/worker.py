@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import traceback
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from typing import IO, Any
@@ -53,6 +54,7 @@ def main() -> None:
         if child == 0:
             _serve(request, events, last=False)
             os._exit(0)
+        _import_ahead(request["tasks"])
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         if status:
             _send(events, "died", status=status)
@@ -77,6 +79,23 @@ def _preload() -> bool:
 
         return True
     return torch.version.cuda is not None and not _driver_started()
+
+
+def _import_ahead(tasks: Sequence[Mapping[str, Any]]) -> None:
+    """While a stage works: import the networks of its model for the forks of later stages.
+
+    With a GPU it has to wait for them: importing networks starts the driver.
+    """
+    import torch
+
+    if torch.version.cuda is not None or "model" not in tasks[0]:
+        return
+    from lowvram.repository import Model
+    from lowvram.weights.checkpoint import find_class
+
+    for component in Model.from_record(tasks[0]["model"]).get_family().components:
+        with suppress(Exception):  # the stage that needs it says so better
+            find_class(component.class_name)
 
 
 def _driver_started() -> bool:

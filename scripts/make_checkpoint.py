@@ -19,7 +19,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +27,14 @@ import torch
 from huggingface_hub import split_torch_state_dict_into_shards
 from torch import Tensor, nn
 
-from lowvram.errors import LowvramError, RequestError, translated
-from lowvram.families import all_families
-from lowvram.families.family import Component, Config, Family
-from lowvram.weights.tensor_files import Spec, write_file
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # the code beside this file, whatever is installed
+
+from lowvram.errors import LowvramError, RequestError, translated  # noqa: E402
+from lowvram.families import all_families  # noqa: E402
+from lowvram.families.family import Component, Config, Family  # noqa: E402
+from lowvram.weights.tensor_files import Spec, write_file  # noqa: E402
+from scripts.make_tokenizers import write_tokenizer  # noqa: E402
 
 WEIGHTED = ("text_encoder", "transformer", "vae")
 SIZES = ("tiny", "published")
@@ -43,14 +46,6 @@ DTYPES = {
 SETTINGS = ".make_checkpoint.json"  # what the folder was made with; empty until it is finished
 
 _PIECE = 1 << 24  # numbers drawn at a time: 64 MiB of float32
-_SENTINELS = 100  # T5Tokenizer appends <extra_id_0> to <extra_id_99> to what the file holds
-_VOCABULARY = 384  # with the sentinels within the 512 rows of the tiny embedding
-_TEXTS = (
-    "a large blue star on a yellow background, and a small red circle in the top left corner",
-    "the quick brown fox jumps over the lazy dog, and two cats are sleeping under the table",
-    "an oil painting of an old lighthouse at night, with waves and a bright moon",
-    "what is this? it is a photo of mountains, rivers and forests in the morning light",
-)
 
 log = logging.getLogger("make_checkpoint")
 
@@ -84,7 +79,7 @@ def make_checkpoint(
     shard: str = "5GB",
     seed: int = 0,
     family: str = "pixart-sigma",
-    write_weights: "WriteWeights | None" = None,
+    write_weights: WriteWeights | None = None,
 ) -> None:
     """Write the components into `folder`; one made before with the same arguments is kept.
 
@@ -119,13 +114,9 @@ def make_checkpoint(
             place = folder / kind.component(role).subfolder
             _write_model(place, role, model, dtype, shard, seed, write)
         if "text_encoder" in components:
+            tokenizer = kind.component("tokenizer")
             rows = int(configs["text_encoder"]["vocab_size"])
-            write_tokenizer = (
-                _write_t5_tokenizer
-                if kind.component("tokenizer").class_name.endswith("T5Tokenizer")
-                else _write_clip_tokenizer
-            )
-            write_tokenizer(folder / kind.component("tokenizer").subfolder, rows)
+            write_tokenizer(folder / tokenizer.subfolder, tokenizer.class_name, rows)
         if set(components) != {"transformer"}:
             _write_index(folder, kind, configs["scheduler"], components)
         _write_json(folder / SETTINGS, made_with)
@@ -267,61 +258,6 @@ def _write_file(path: Path, draws: Mapping[str, Draw], dtype: str, seed: str) ->
     )
     write_file(path, specs, pieces)
     return path.stat().st_size
-
-
-def _write_t5_tokenizer(folder: Path, rows: int) -> None:
-    """A SentencePiece unigram model as T5's, whose ids fit an embedding of that many rows."""
-    import sentencepiece
-
-    characters = "".join(map(chr, range(33, 127)))
-    trained = BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter([*_TEXTS * 8, " ".join(characters)]),
-        model_writer=trained,
-        model_type="unigram",
-        vocab_size=min(_VOCABULARY, rows - _SENTINELS),
-        hard_vocab_limit=False,  # fewer where the text has no more
-        character_coverage=1.0,
-        num_threads=1,
-        minloglevel=2,
-        pad_id=0, eos_id=1, unk_id=2, bos_id=-1,
-        pad_piece="<pad>", eos_piece="</s>", unk_piece="<unk>",
-    )  # fmt: skip
-    folder.mkdir(exist_ok=True)
-    (folder / "spiece.model").write_bytes(trained.getvalue())
-
-
-def _write_clip_tokenizer(folder: Path, rows: int) -> None:
-    """A byte-level BPE as CLIP's: bytes, bytes that end a word, merges, and two control tokens of
-    which the end is the largest id (the published text encoder finds it so). Padding is "!".
-    """
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
-
-    start, end = "<|startoftext|>", "<|endoftext|>"
-    trained = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    trained.normalizer = normalizers.Lowercase()
-    trained.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    )
-    trainer = trainers.BpeTrainer(
-        vocab_size=min(_VOCABULARY, rows), end_of_word_suffix="</w>", show_progress=False
-    )
-    trained.train_from_iterator(_TEXTS * 8, trainer)
-    merges = [tuple(pair) for pair in json.loads(trained.to_str())["model"]["merges"]]
-    signs = sorted(pre_tokenizers.ByteLevel.alphabet())  # "!" first
-    pieces = [*signs, *(f"{sign}</w>" for sign in signs)]
-    pieces += ["".join(pair) for pair in merges[: rows - len(pieces) - 2]]
-    merges = merges[: len(pieces) - 2 * len(signs)]
-    vocabulary = {piece: index for index, piece in enumerate([*pieces, start, end])}
-    folder.mkdir(exist_ok=True)
-    _write_json(folder / "vocab.json", vocabulary)
-    lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
-    (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    _write_json(
-        folder / "tokenizer_config.json",
-        {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77, "pad_token": "!"}
-        | {"bos_token": start, "eos_token": end, "unk_token": end},
-    )
 
 
 def _write_index(

@@ -18,6 +18,7 @@ from lowvram.cli import run as commands
 from lowvram.cli.rows import fields_of, read_lines, to_listed
 from lowvram.pixels.whole import WholeDecode
 from lowvram.request.run import RunOptions
+from lowvram.rows import Listed, _merged
 from lowvram.stages import encode as encode_stage
 from lowvram.stages import sampling
 
@@ -139,9 +140,9 @@ def test_a_list_is_not_refined_and_says_so(
 
 def test_what_a_row_says_takes_the_place_of_what_it_excludes() -> None:
     shared = {"steps": 5, "image": "a.png", "eta": 0.1}
-    merged = batch._merged(shared, {"timesteps": [9, 3], "start": "x.latents.safetensors"})
+    merged = _merged(shared, {"timesteps": [9, 3], "start": "x.latents.safetensors"})
     assert merged == {"timesteps": [9, 3], "start": "x.latents.safetensors", "eta": 0.1}
-    assert batch._merged(shared, {"seed": 3}) == shared | {"seed": 3}
+    assert _merged(shared, {"seed": 3}) == shared | {"seed": 3}
 
 
 def test_what_concerns_all_rows_is_raised(tiny: Path, tmp_path: Path) -> None:
@@ -258,7 +259,7 @@ JSONL = (
 )
 
 
-def listed(text: str, name: str, monkeypatch: pytest.MonkeyPatch) -> list[batch.Listed]:
+def listed(text: str, name: str, monkeypatch: pytest.MonkeyPatch) -> list[Listed]:
     """The rows of a text on standard input, or in a file of that name."""
     known = fields_of(commands.run, commands.OF_THE_LIST)
     if name == "-":
@@ -297,7 +298,7 @@ def test_steps_of_a_row_stand_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     monkeypatch.chdir(tmp_path)
     (only,) = listed('{"prompt": "a", "timesteps": [900, 100]}', "-", monkeypatch)
     assert only.row["timesteps"] == [900, 100] and only.row["steps"] is None  # type: ignore[index]
-    merged = batch._merged({"steps": 7, "eta": 0.5}, {"timesteps": [9, 1]})
+    merged = _merged({"steps": 7, "eta": 0.5}, {"timesteps": [9, 1]})
     assert merged == {"eta": 0.5, "timesteps": [9, 1]}
 
 

@@ -24,15 +24,16 @@ from benchmarks.baselines.lowvram import arguments, failure
 from benchmarks.baselines.measure import Stages, together
 from benchmarks.baselines.outcome import Failed, Outcome, error_of
 from benchmarks.baselines.request import PROMPTS, Request, first_prompts
-from benchmarks.side_by_side.agreement import SAME, Agreement, latents_distance, within
+from benchmarks.distance import latents_distance
+from benchmarks.side_by_side.agreement import SAME, Agreement, within
 from benchmarks.side_by_side.checkpoint import write_tiled
 from benchmarks.side_by_side.parts import PARTS
-from benchmarks.side_by_side.processes import Ended, how_it_ended, json_of, lines_of
+from benchmarks.side_by_side.processes import Ended, json_of, lines_of
 from benchmarks.side_by_side.rows import GIB, Plan, Store, machine_key, merged, readable
 from benchmarks.side_by_side.running import believed
 from benchmarks.side_by_side.table import brief, peak, table
 from benchmarks.side_by_side.throttle import TokenBucket, disk
-from benchmarks.watched import run_once
+from benchmarks.watched import how_it_ended, run_once
 from lowvram.weights import shards
 from scripts.make_checkpoint import Draw
 
@@ -238,7 +239,7 @@ def saved(folder: Path, name: str, latents: "np.ndarray[Any, Any]", level: int) 
 
 def test_outputs_agree_within_rounding_and_not_beyond(tmp_path: Path) -> None:
     base = np.random.default_rng(0).standard_normal((1, 4, 8, 8))
-    agreement = Agreement()
+    agreement = Agreement(tmp_path / "outputs")
     first = agreement.judge(saved(tmp_path, "a", base, 100), 64, 2, "fp16", False)
     near = agreement.judge(saved(tmp_path, "b", base * (1 + SAME / 2), 101), 64, 2, "fp16", False)
     far = agreement.judge(saved(tmp_path, "c", base * (1 + 2 * SAME), 100), 64, 2, "fp16", False)
@@ -252,6 +253,14 @@ def test_outputs_agree_within_rounding_and_not_beyond(tmp_path: Path) -> None:
     assert other["other_distances"]["fp16"] == pytest.approx(0.1)
     wrong = agreement.judge(saved(tmp_path, "g", -base, 100), 64, 2, "4 bits", False)
     assert wrong["agrees"] is False
+    again = Agreement(tmp_path / "outputs")  # another run of the benchmark
+    assert again.judge(saved(tmp_path, "h", base, 100), 64, 2, "fp16", False)["agrees"] is True
+    assert again.judge(saved(tmp_path, "a", base, 100), 64, 2, "fp16", False)["agrees"] is None
+    (tmp_path / "a.png").unlink()
+    fresh = Agreement(tmp_path / "outputs")
+    assert (
+        fresh.judge(saved(tmp_path, "i", 1.3 * base, 100), 64, 2, "fp16", False)["agrees"] is None
+    )
 
 
 def test_latents_of_another_shape_are_not_compared() -> None:
@@ -395,7 +404,7 @@ def test_a_tiled_file_holds_the_shapes_scaled_and_the_same_each_time(tmp_path: P
 def test_without_a_gpu_it_says_so_in_a_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(gpu, "graphics_card", lambda: None)
+    monkeypatch.setattr(gpu, "machine", lambda: {"gpu": None})
     assert gpu.main(["first", "--folder", str(tmp_path)]) == 2
     printed = capsys.readouterr()
     assert len(printed.out.splitlines()) == 1

@@ -105,7 +105,11 @@ def gpu(**peaks: int) -> dict[str, Any]:
         }
         for name, peak in peaks.items()
     }
-    return {"benchmark": "gpu", "machines": {"m": {"cpu": "a CPU", "gpu": "a GPU"}}, "rows": rows}
+    return {
+        "benchmark": "gpu",
+        "machines": {"m": {"cpu": "a CPU", "gpu": "a GPU", "gpu_memory_bytes": 8 << 30}},
+        "rows": rows,
+    }
 
 
 def goal(results: dict[str, Any], name: str) -> str:
@@ -152,6 +156,36 @@ def test_a_run_that_failed_meets_no_goal() -> None:
     text = page(results)
     assert "out of memory at decode" in text
     assert "| not measured | not measured |" in goal(results, "peak allocated, any stage, 1024 px")
+
+
+def test_what_a_process_takes_that_holds_nothing_is_taken_off() -> None:
+    name, results = "host RAM peak above the interpreter", read(RESULTS)
+    results["gpu"] = gpu(lowvram=1, published_8bit=1)
+    for key, row in results["gpu"]["rows"].items():
+        row["stages"][0]["peak_rss_bytes"] = 20e9 if "published" in key else 3.8e9
+    assert "| 20.00 GB | 3.80 GB | 1.80 GB (90%) | " in goal(results, name)
+    assert "interpreter included" in goal(results, name)
+    bare = {"ok": True, "stages": [{"name": "all", "peak_rss_bytes": 2e9}]}
+    results["gpu"]["rows"]["memory/interpreter/1024 px/1 picture/decode only"] = bare
+    assert "| 18.00 GB | 1.80 GB | met | gpu.json, 1024 px, above 2.00 GB of" in goal(results, name)
+
+
+def test_what_is_foretold_is_of_the_stage_that_needs_most() -> None:
+    held = {
+        ("encode", 0): 3e8,
+        ("denoise", 1024): 4e8,
+        ("decode", 1024): 2e8,
+        ("decode", 4096): 9e8,
+    }
+    rows = [
+        {"stage": stage, "side": side, "budget_bytes": 1, "way": "a way",
+         "predicted": {"peak_allocated_bytes": size, "peak_reserved_bytes": size}}
+        for (stage, side), size in held.items()
+    ]  # fmt: skip
+    results = read(RESULTS) | {"foretold": {"rows": rows}}
+    assert goal(results, "peak allocated, any stage, 1024 px").endswith("| 0.40 GB |")
+    assert goal(results, "peak allocated, 4096 px").endswith("| 0.90 GB |")
+    assert goal(results, "a step, streamed to resident, consumer speed").endswith("| – |")
 
 
 def test_rows_are_merged_by_key(tmp_path: Path) -> None:

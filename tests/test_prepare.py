@@ -17,7 +17,7 @@ from diffusers import PixArtTransformer2DModel
 from safetensors.torch import load_file
 from transformers import T5EncoderModel, T5Tokenizer
 
-from lowvram import errors, prepared, repository
+from lowvram import errors, prepared, prepared_folders, repository
 from lowvram.memory.count import LiveBytes
 from lowvram.progress import Progress
 from lowvram.stages import prepare as stage
@@ -36,15 +36,15 @@ STRATEGIES = {
 BEGIN = """
 import sys
 from pathlib import Path
-from lowvram import prepared, repository
+from lowvram import prepared, prepared_folders, repository
 model = repository.resolve(sys.argv[1])
 wanted = prepared.describe(model, "text_encoder", "4bit", "bfloat16")
-target = prepared.place(wanted, Path(sys.argv[2]))
-with prepared.locked(target):
-    prepared.part_of(target).mkdir(parents=True)
-    (prepared.part_of(target) / prepared.MARK).touch()
-    prepared.point(wanted, target)
-    (prepared.part_of(target) / "model.safetensors").write_bytes(b"half of it")
+target = prepared_folders.place(wanted, Path(sys.argv[2]))
+with prepared_folders.locked(target):
+    prepared_folders.part_of(target).mkdir(parents=True)
+    (prepared_folders.part_of(target) / prepared_folders.MARK).touch()
+    prepared_folders.point(wanted, target)
+    (prepared_folders.part_of(target) / "model.safetensors").write_bytes(b"half of it")
     print("begun", flush=True)
     sys.stdin.readline()
 """  # what `prepare` does before and while it writes, without its imports
@@ -271,7 +271,9 @@ def test_commits_of_a_repository_lie_side_by_side() -> None:
     for commit in ("a" * 40, "b" * 40):
         source = repository.Source("owner/some name", commit, "hub")
         model = repository.Model("owner/x", "pixart-sigma", {"text_encoder": source}, 20, 4.5)
-        places.add(prepared.place(prepared.describe(model, "text_encoder", "8bit", "bfloat16")))
+        places.add(
+            prepared_folders.place(prepared.describe(model, "text_encoder", "8bit", "bfloat16"))
+        )
     assert len(places) == 2
     assert {path.parent.name[:-8] for path in places} == {"some-name-"}
 
@@ -328,14 +330,16 @@ def _only(state: str) -> prepared.Entry:
     return entry
 
 
-@pytest.mark.parametrize("left", [[], [prepared.MARK], [prepared.MARK, "model.safetensors"]])
+@pytest.mark.parametrize(
+    "left", [[], [prepared_folders.MARK], [prepared_folders.MARK, "model.safetensors"]]
+)
 def test_what_was_left_behind_is_made_anew(left: list[str], tiny: Path, cache: Path) -> None:
     model = repository.resolve(str(tiny))
-    target = prepared.place(prepared.describe(model, "text_encoder", "8bit", "bfloat16"))
-    prepared.part_of(target).mkdir(parents=True)
+    target = prepared_folders.place(prepared.describe(model, "text_encoder", "8bit", "bfloat16"))
+    prepared_folders.part_of(target).mkdir(parents=True)
     for name in left:
-        (prepared.part_of(target) / name).write_bytes(b"half of it")
-    assert _only("unfinished").path == prepared.part_of(target)
+        (prepared_folders.part_of(target) / name).write_bytes(b"half of it")
+    assert _only("unfinished").path == prepared_folders.part_of(target)
     prepare(model, "8bit")
     assert prepared.find(model, "text_encoder", "8bit", "bfloat16") == target
     assert leftovers(cache) == []

@@ -2,13 +2,12 @@
 
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+from interrupting import interrupt_denoise
 
 import lowvram
 from lowvram import errors
@@ -106,25 +105,9 @@ def test_a_failed_decode_costs_nothing_before_it(
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")
 def test_interrupt_ends_everything(tiny: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "lowvram", "run", "a cat", "-m", str(tiny), "--steps", "900"]
-    process = subprocess.Popen(
-        [*command, "-o", str(tmp_path / "x.png")],
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    assert process.stderr is not None
-    for line in process.stderr:
-        if line.startswith("denoise on"):
-            break
-    family = psutil.Process(process.pid).children(recursive=True)
-    assert len(family) >= 2  # the worker, and the stage
-    os.killpg(process.pid, signal.SIGINT)
-    rest = process.stderr.read()
-    process.stderr.close()
-    assert process.wait(60) == errors.INTERRUPTED_EXIT_CODE
-    assert rest.strip() == "lowvram: interrupted"
-    assert psutil.wait_procs(family, timeout=30)[1] == []  # none is still alive
+    started, said = interrupt_denoise(tiny, tmp_path / "x.png")
+    assert started >= 2  # the worker, and the stage
+    assert said == "lowvram: interrupted"
     assert (tmp_path / "x.embeds.safetensors").exists()
     assert not (tmp_path / "x.latents.safetensors").exists()
 

@@ -18,7 +18,6 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +26,7 @@ import psutil
 from benchmarks.baselines.contenders import CONTENDERS
 from benchmarks.baselines.outcome import Failed, Outcome, error_of
 from benchmarks.baselines.request import DTYPES, Request, first_prompts
-
-_LIBRARIES = ("torch", "transformers", "diffusers", "accelerate", "bitsandbytes", "lowvram")
+from benchmarks.machine import versions
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -118,17 +116,6 @@ def _here(request: Request, module: Any) -> Outcome:
     count = 1 if request.latents else len(request.prompts)
     kept = None if request.latents else request.output / "latents.safetensors"
     return Outcome(rows, started, [request.picture(index) for index in range(count)], kept)
-
-
-def versions() -> dict[str, str | None]:
-    """Of Python and the libraries; null for one that is not installed."""
-    found: dict[str, str | None] = {"python": sys.version.split()[0]}
-    for name in _LIBRARIES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = None
-    return found
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ wrapping two of its functions, and the latents by its own callback.
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -72,10 +73,15 @@ def decode_latents(pipe: Any, request: Request, stages: Stages) -> None:
     stages.enter("decode")
     assert request.latents is not None
     latents = load_file(request.latents)["latents"].to(request.device, request.torch_dtype)
+    save_picture(pipe, latents, request.picture(0))
+
+
+def save_picture(pipe: Any, latents: torch.Tensor, path: Path) -> None:
+    """Decode latents `[1, 4, size/8, size/8]` as the pipeline's last lines do, into a file."""
     with torch.no_grad():
         decoded = pipe.vae.decode(latents / pipe.vae.config.scaling_factor, return_dict=False)[0]
     image = pipe.image_processor.postprocess(decoded, output_type="pil")[0]
-    image.save(request.picture(0))
+    image.save(path)
 
 
 def save_latents(request: Request, latents: list[torch.Tensor]) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from benchmarks.baselines.measure import Stages
-from benchmarks.baselines.pipelines import decode_latents, load, save_latents
+from benchmarks.baselines.pipelines import decode_latents, load, save_latents, save_picture
 from benchmarks.baselines.request import SAME_FOR_ALL, Request
 
 _OF_ENCODING = ("clean_caption",)
@@ -39,10 +39,7 @@ def run(request: Request, stages: Stages) -> None:
     del pipe.transformer
     _flush()
     for index, each in enumerate(latents):
-        with torch.no_grad():
-            image = pipe.vae.decode(each / pipe.vae.config.scaling_factor, return_dict=False)[0]
-        image = pipe.image_processor.postprocess(image, output_type="pil")[0]
-        image.save(request.picture(index))
+        save_picture(pipe, each, request.picture(index))
     save_latents(request, latents)
 
 

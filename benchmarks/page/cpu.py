@@ -46,7 +46,7 @@ def _contenders(rows: Mapping[str, Row]) -> str:
 
 def _contender(key: str, row: Row) -> Iterator[str]:
     yield row["name"] + _ways(row)
-    yield key.rsplit("/n", 1)[1]
+    yield NONE if row["kind"] == "interpreter" else key.rsplit("/n", 1)[1]
     if not row["ok"]:
         yield from (f"{row['error']}", *[NONE] * 7)
         return

@@ -12,6 +12,7 @@ from typing import Any
 
 Row = Mapping[str, Any]
 PUBLISHED, OURS, OFFLOAD = "published-8bit", "lowvram", "model-offload"
+BARE = "interpreter"
 STAGES = ("encode", "denoise", "decode")
 _BOUND = re.compile(r" (budget|limit) ([\d.e+]+) (GiB|MiB)")
 _UNITS = {"GiB": 1 << 30, "MiB": 1 << 20}

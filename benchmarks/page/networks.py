@@ -122,3 +122,21 @@ def sizes(document: Document) -> str:
         [(f"{document['sizes']:,}", wrong, f"{document['wrong_here']:,}",
           f"{document['not_as_diffusers_where_it_is_right']:,}")],
     )  # fmt: skip
+
+
+def foretold(document: Document) -> str:
+    """The smallest budget of each stage, and what it would hold in it."""
+    return table(
+        ("stage", "px", "budget", "allocated", "reserved", "way"),
+        (
+            (
+                row["stage"],
+                str(row["side"] or "any"),
+                gigabytes(row["budget_bytes"]),
+                gigabytes(row["predicted"]["peak_allocated_bytes"]),
+                gigabytes(row["predicted"]["peak_reserved_bytes"]),
+                row["way"],
+            )
+            for row in document["rows"]
+        ),
+    )

@@ -60,6 +60,14 @@ SECTIONS = (
         cuda.body,
     ),
     Section(
+        "foretold",
+        "On a GPU: the least that each stage needs, foretold",
+        "The smallest budget for tensors that the planner accepts, nothing quantised: the true "
+        "sizes with guidance, by the same rules as in a run. No card was needed.",
+        _python("foretold.py"),
+        networks.foretold,
+    ),
+    Section(
         "cpu",
         "On a CPU: contenders side by side",
         "The demo model end to end with every contender, and the true sizes with random weights.",

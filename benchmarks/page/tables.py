@@ -95,16 +95,9 @@ def _machine(found: Any) -> str:
     parts += [f"{found['cores']} cores"] if found.get("cores") else []
     memory = found.get("memory_bytes")
     parts += [f"{memory / 1e9:.0f} GB memory"] if memory else []
-    parts += [_gpu(found)] if found.get("gpu") or found.get("card") else []
+    if found.get("gpu"):
+        parts.append(f"{found['gpu']} with {found['gpu_memory_bytes'] / 1e9:.0f} GB")
     return ", ".join(part for part in parts if part) or NOT_RECORDED
-
-
-def _gpu(found: Mapping[str, Any]) -> str:
-    name, memory = (
-        found.get(one) or found.get(other)
-        for one, other in (("gpu", "card"), ("gpu_memory_bytes", "card_bytes"))
-    )
-    return str(name) + (f" with {memory / 1e9:.0f} GB" if memory else "")
 
 
 def _cell(text: str) -> str:

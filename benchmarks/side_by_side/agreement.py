@@ -5,13 +5,16 @@ same precision; where that is another (8 bits, 4 bits, bfloat16, float16) the di
 and nothing is concluded, unless it is so far that something must be wrong.
 """
 
-from dataclasses import dataclass, field
+import json
+import threading
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-SAME = 0.02  # of latents, root mean square of the difference to that of the latents; see below
+from benchmarks.distance import latents_distance, latents_of
+
+SAME = 0.02  # of latents, the norm of the difference to that of the latents; see below
 OTHER = 0.5  # likewise, where text encoders differ in precision
 LEVELS = 2.0  # of pixels, mean difference in levels of 255
 
@@ -19,15 +22,23 @@ LEVELS = 2.0  # of pixels, mean difference in levels of 255
 # sums of other kernels round elsewhere. What is wrong (other noise, another text) is off by 1.
 
 
-@dataclass
+Kind = tuple[int, int, str]  # size, steps, precision
+Files = tuple[Path | None, Path]  # latents and picture
+
+
 class Agreement:
-    """Remembers the first output of each kind.
+    """Remembers the first output of each kind, also from one run of the benchmark to the next."""
 
-    Attributes:
-        first: (size, steps, precision) to latents file and picture.
-    """
-
-    first: dict[tuple[int, int, str], tuple[Path | None, Path]] = field(default_factory=dict)
+    def __init__(self, folder: Path) -> None:
+        """`folder` holds what is remembered, beside the outputs."""
+        self._path = folder / "agreement.json"
+        self._lock = threading.Lock()
+        self._first: dict[Kind, Files] = {}
+        if self._path.is_file():
+            for size, steps, precision, *paths in json.loads(self._path.read_text("utf-8")):
+                latents, picture = (path and Path(path) for path in paths)
+                if all(path is None or path.is_file() for path in (latents, picture)):
+                    self._first[size, steps, precision] = latents, picture
 
     def judge(
         self, outputs: dict[str, str | None], size: int, steps: int, precision: str, blended: bool
@@ -45,21 +56,36 @@ class Agreement:
         latents = outputs["latents"]
         files = (None if latents is None else Path(latents), Path(str(outputs["pixels"])))
         mine = (size, steps, precision)
+        with self._lock:
+            said = self._compared(mine, files, blended)
+            if mine not in self._first and not blended and said["agrees"] is not False:
+                self._first[mine] = files
+                self._keep()
+        return said
+
+    def _compared(self, mine: Kind, files: Files, blended: bool) -> dict[str, Any]:
         others = {
-            key[2]: distances(files, found)[0]
-            for key, found in self.first.items()
-            if key[:2] == (size, steps) and key[2] != precision
+            kind[2]: distances(files, found)[0]
+            for kind, found in self._first.items()
+            if kind[:2] == mine[:2] and kind != mine
         }
         said: dict[str, Any] = {"other_distances": others, "agrees": None}
-        if mine in self.first:
-            far, levels = distances(files, self.first[mine])
-            said |= {"latents_distance": far, "pixels_levels": levels, "compared_with": precision}
+        first = self._first.get(mine, files)
+        if first != files:  # else it is the first, made again
+            far, levels = distances(files, first)
+            said |= {"latents_distance": far, "pixels_levels": levels, "compared_with": mine[2]}
             said["agrees"] = within(far, None if blended else levels)
-        elif not blended:
-            self.first[mine] = files
         if any(each is not None and not each <= OTHER for each in others.values()):
             said["agrees"] = False
         return said
+
+    def _keep(self) -> None:
+        rows = [
+            [*kind, files[0] and str(files[0]), str(files[1])]
+            for kind, files in self._first.items()
+        ]
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._path.write_text(json.dumps(rows, indent=1), encoding="utf-8")
 
 
 def within(latents: float | None, levels: float | None) -> bool:
@@ -73,21 +99,8 @@ def distances(
     """Of the latents (None where either has none) and of the first pictures."""
     far = None
     if one[0] is not None and other[0] is not None:
-        far = latents_distance(_latents(one[0]), _latents(other[0]))
+        far = latents_distance(latents_of(one[0]), latents_of(other[0]))
     return far, pixels_levels(_pixels(one[1]), _pixels(other[1]))
-
-
-def latents_distance(one: "np.ndarray[Any, Any]", other: "np.ndarray[Any, Any]") -> float | None:
-    """Root mean square of the difference over that of `other`; of as many as both have.
-
-    Args:
-        one, other: `[pictures, 4, height/8, width/8]`.
-    """
-    count = min(len(one), len(other))
-    if one.shape[1:] != other.shape[1:] or not count:
-        return None
-    a, b = one[:count].astype(np.float64), other[:count].astype(np.float64)
-    return float(np.sqrt(np.mean((a - b) ** 2)) / max(1e-12, np.sqrt(np.mean(b**2))))
 
 
 def pixels_levels(one: "np.ndarray[Any, Any]", other: "np.ndarray[Any, Any]") -> float | None:
@@ -95,14 +108,6 @@ def pixels_levels(one: "np.ndarray[Any, Any]", other: "np.ndarray[Any, Any]") ->
     if one.shape != other.shape:
         return None
     return float(np.mean(np.abs(one.astype(np.int16) - other.astype(np.int16))))
-
-
-def _latents(path: Path) -> "np.ndarray[Any, Any]":
-    from safetensors import safe_open
-
-    with safe_open(path, framework="np") as file:
-        found: np.ndarray[Any, Any] = file.get_tensor("latents")
-    return found
 
 
 def _pixels(path: Path) -> "np.ndarray[Any, Any]":

@@ -26,7 +26,7 @@ def first(px: Callable[[int], int], quick: bool) -> list[Plan]:
     rows += [replace(each, cache="cold") for each in (recipe, small)]
     if quick:
         return rows
-    rows += [replace(free, budget=size * GIB) for size in (8, 4, 2)]
+    rows += [replace(free, budget=size * GIB) for size in (8, 6, 4, 2)]
     rows += [replace(each, cache="cold") for each in (free, offload)]
     rows += [replace(row, contender="published-4bit")]
     rows += [replace(each, limit=CAP) for each in (recipe, offload)]
@@ -38,7 +38,8 @@ def memory(px: Callable[[int], int], quick: bool) -> list[Plan]:
     row = Plan("memory", "", px(1024), steps=_FEW, timed=False)
     ours = replace(row, contender="lowvram")
     rows = [replace(row, contender="published-8bit", limit=limit) for limit in (CAP, None)]
-    rows += [replace(ours, budget=GIB), replace(row, contender="reference")]
+    rows += [replace(row, contender="interpreter", steps=0), replace(ours, budget=GIB)]
+    rows += [replace(row, contender="reference")]
     rows += [replace(ours, budget=CAP)]
     rows += [
         replace(row, contender=name, limit=CAP)
@@ -87,15 +88,15 @@ def predicted(px: Callable[[int], int], quick: bool) -> list[Plan]:
     """One row for each stage and way of working: foretold against measured peaks."""
     row = Plan("predicted", "", px(1024), steps=5, timed=False)
     encoders = ["stream", "8bit", "whole", "4bit", "stream --stage-budget 0.25GiB"]
-    transformers = ["stream", "whole", "stream --stage-budget 0.4GiB"]
+    transformers = ["stream", "whole", "stream --stage-budget 0.27GB"]
     rows = [replace(row, contender=f"decode --decode {way}") for way in ("strips", "whole")]
     rows += [replace(row, contender=f"denoise --weights {way}") for way in transformers]
     rows += [replace(row, contender=f"encode --weights {way}") for way in encoders]
+    rows += [replace(row, contender="decode --decode strips --stage-budget 0.25GiB")]
     rows += [replace(row, contender="decode --decode strips", size=px(2048))]
     if quick:
         return rows
     rows += [replace(row, contender="decode --decode blended")]
-    rows += [replace(row, contender="decode --decode strips --stage-budget 0.25GiB")]
     rows += [replace(row, contender=f"denoise --weights {w}", size=px(2048)) for w in transformers]
     return [*rows, replace(row, contender="decode --decode strips", size=px(4096))]
 

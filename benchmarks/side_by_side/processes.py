@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.watched import ROOT, evict, first_on_path
+from benchmarks.watched import ROOT, evict, first_on_path, how_it_ended
 
 _READ_BYTES = 1 << 24
 _WEIGHTED = ("text_encoder", "transformer", "vae")
@@ -103,22 +103,6 @@ class _Alarm:
 
     def cancel(self) -> None:
         self._timer.cancel()
-
-
-def how_it_ended(code: int, rang: bool, timeout: float, said: Sequence[str]) -> str | None:
-    """One line, or None where it went well.
-
-    Args:
-        rang: whether it was stopped for its time.
-        said: the lines on its stderr.
-    """
-    if rang:
-        return f"stopped after {timeout:.0f} s"
-    if not code:
-        return None
-    # Linux kills a process that exhausts the memory with signal 9 and says nothing.
-    out = " (out of memory?)" if code == -signal.SIGKILL else ""
-    return f"exit code {code}{out}: {said[-1] if said else 'no message'}"
 
 
 def python(module: str, *arguments: str) -> list[str]:

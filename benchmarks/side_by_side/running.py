@@ -48,9 +48,11 @@ class Runner:
     sides: Sequence[int]
     base: int
     timeout: float
-    agreement: Agreement = field(default_factory=Agreement)
     _equal: dict[tuple[str, int, int], str] = field(default_factory=dict)
     _making: threading.Lock = field(default_factory=threading.Lock)
+
+    def __post_init__(self) -> None:
+        self._agreement = Agreement(self.folder / "outputs")
 
     def measure(self, plan: Plan) -> dict[str, Any]:
         """A row in a process of its own."""
@@ -62,6 +64,8 @@ class Runner:
         words = shlex.split(plan.contender)
         if words[0] == "prepare":
             return self._prepare(plan, model)
+        if words[0] == "interpreter":
+            return self._interpreter(plan)
         if words[0] in _STAGES:
             return self._stage(plan, model, words)
         return self._contender(plan, model)
@@ -101,7 +105,7 @@ class Runner:
         if row["ok"]:
             precision = text_encoder(plan.contender, row["dtype"])
             blended = plan.contender.endswith("-tiling")
-            row |= self.agreement.judge(row["outputs"], plan.size, plan.steps, precision, blended)
+            row |= self._agreement.judge(row["outputs"], plan.size, plan.steps, precision, blended)
         row.pop("outputs", None)
         return believed(plan, row)
 
@@ -138,6 +142,11 @@ class Runner:
             "wall_seconds": time.monotonic() - started,
             "bytes": size,
         }
+
+    def _interpreter(self, plan: Plan) -> dict[str, Any]:
+        command = python("benchmarks.side_by_side.interpreter", "--device", self.device)
+        row, ended = json_of(command, self.timeout, self._environment(plan))
+        return believed(plan, row or {"ok": False, "error": f"cannot: {ended}"})
 
     def _task(self, plan: Plan, work: Path) -> dict[str, Any]:
         words = shlex.split(plan.contender)

@@ -15,8 +15,8 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, get_args
 
-from lowvram.batch import REFINING, SHARED, Listed, Row, others_of
 from lowvram.errors import LowvramError, RequestError
+from lowvram.rows import REFINING, SHARED, Listed, Row, others_of
 
 _DELIMITERS = (",", ";", "\t")
 _OWN = ("prompt", "output")  # the fields that are no option of every row

@@ -210,8 +210,9 @@ def for_run(given: Mapping[str, Any]) -> dict[str, Any]:
 
 def _run_list(given: dict[str, Any]) -> None:
     """`run --prompts`: one picture or more for each row."""
-    from lowvram.batch import REFINING, SHARED, run_listed
+    from lowvram.batch import run_listed
     from lowvram.cli.rows import fields_of, read_lines, to_listed
+    from lowvram.rows import REFINING, SHARED
 
     if given["prompts"]:
         raise RequestError("PROMPT and --prompts exclude each other: put all into the list")

@@ -15,7 +15,7 @@ SIZE_WORDS = {
     "medium": ("medium", "medium-sized", "medium sized"),
     "large": ("large", "large", "big", "big", "huge"),
 }
-SHAPE_WORDS = {  # singular, plural; the first pair three times as often as the others together
+SHAPE_WORDS = {  # singular, plural; the first pair is the usual one
     "circle": (("circle", "circles"), ("disc", "discs"), ("dot", "dots")),
     "square": (("square", "squares"), ("box", "boxes")),
     "triangle": (("triangle", "triangles"),),

@@ -41,37 +41,18 @@ def train_denoiser(
     empty = tokens(tokenizer, [""])[0].to(device())
     curve = networks.make_scheduler().alphas_cumprod.to(device())
 
-    def error(parts: nn.ModuleDict, clean: Tensor, texts: Tensor, times: Tensor) -> Tensor:
-        noise = torch.randn_like(clean)
-        signal = curve[times].sqrt()[:, None, None, None]
-        scale = (1 - curve[times]).sqrt()[:, None, None, None]
-        noisy = signal * clean + scale * noise
-        with torch.autocast(device().type, torch.bfloat16, enabled=device().type == "cuda"):
-            embeds, mask = embed(parts["text"], texts)
-            velocity = predict(parts["transformer"], noisy, embeds, mask, times)
-        return F.mse_loss(velocity.float(), signal * noise - scale * clean)
-
     def loss_at(progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         # Square pictures in three steps of five, as scenes have it.
         canvas = int(torch.multinomial(torch.tensor([3.0, 1.0, 1.0]), 1))
-        some, share = seen[canvas], plan.batch // workers()
-        rows = torch.randint(len(some), (share,), device=device())
-        texts = some.whole[rows, torch.randint_like(rows, CAPTIONS)]
-        dice = torch.rand(share, 1, device=device())
-        texts = torch.where(dice < _FRAGMENT, some.fragments[rows], texts)
-        texts = torch.where(dice < _EMPTY, empty, texts)
-        # Half of the timesteps towards the noisy end, where the text decides.
-        even, towards_noise = torch.rand(2, share, device=device())
-        late = torch.rand(share, device=device()) < 0.5
-        times = (1000 * torch.where(late, towards_noise.sqrt(), even)).long().clamp(max=999)
-        return error(parts, latents[canvas][rows], texts, times), {}
+        rows, texts, times = _batch(seen[canvas], empty, plan.batch // workers())
+        return _error(curve, parts, latents[canvas][rows], texts, times), {}
 
     @torch.no_grad()
     def watch(parts: nn.ModuleDict, step: int) -> Figures:
         texts = unseen.whole[:, 0]
         times = torch.full((len(unseen),), 950, device=device())
-        right = error(parts, unseen_latents, texts, times).item()
-        shuffled = error(parts, unseen_latents, texts.roll(1, 0), times).item()
+        right = _error(curve, parts, unseen_latents, texts, times).item()
+        shuffled = _error(curve, parts, unseen_latents, texts.roll(1, 0), times).item()
         made = sample(parts, networks.make_scheduler(), texts[:_JUDGED], empty, unseen.canvas)
         pixels = vae.decode(made / networks.SCALING_FACTOR).sample.cpu()
         pictures = [from_tensor(each) for each in pixels]
@@ -103,6 +84,41 @@ def latents_of(vae: AutoencoderKL, some: Corpus, folder: Path) -> Tensor:
             save({"latents": whole}, path)
         wait_for_all()
     return whole
+
+
+def _batch(some: Corpus, empty: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Scenes of a corpus by their rows, the tokens of a text for each, and timesteps; [count]."""
+    rows = torch.randint(len(some), (count,), device=device())
+    texts = some.whole[rows, torch.randint_like(rows, CAPTIONS)]
+    dice = torch.rand(count, 1, device=device())
+    texts = torch.where(dice < _FRAGMENT, some.fragments[rows], texts)
+    texts = torch.where(dice < _EMPTY, empty, texts)
+    # Half of the timesteps towards the noisy end, where the text decides.
+    even, towards_noise = torch.rand(2, count, device=device())
+    late = torch.rand(count, device=device()) < 0.5
+    times = (1000 * torch.where(late, towards_noise.sqrt(), even)).long().clamp(max=999)
+    return rows, texts, times
+
+
+def _error(
+    curve: Tensor, parts: nn.ModuleDict, clean: Tensor, texts: Tensor, times: Tensor
+) -> Tensor:
+    """Mean squared error of the velocity that is predicted from noised latents.
+
+    Args:
+        curve: the scheduler's cumulative product of alphas, [1000].
+        clean: latents, [batch, 4, height / 8, width / 8].
+        texts: tokens, [batch, 48].
+        times: timesteps, [batch].
+    """
+    noise = torch.randn_like(clean)
+    signal = curve[times].sqrt()[:, None, None, None]
+    scale = (1 - curve[times]).sqrt()[:, None, None, None]
+    noisy = signal * clean + scale * noise
+    with torch.autocast(device().type, torch.bfloat16, enabled=device().type == "cuda"):
+        embeds, mask = embed(parts["text"], texts)
+        velocity = predict(parts["transformer"], noisy, embeds, mask, times)
+    return F.mse_loss(velocity.float(), signal * noise - scale * clean)
 
 
 def _digest(tensors: Iterable[Tensor]) -> str:

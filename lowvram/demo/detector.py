@@ -5,9 +5,8 @@ the trained model had a say in it.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
 import torch
@@ -15,7 +14,7 @@ from PIL import Image
 from scipy import ndimage
 from scipy.optimize import linear_sum_assignment
 
-from .drawing import area, coverage, distances
+from .drawing import area, centroids, coverage
 from .reading import Asked
 from .scenes import CANVASES, COLOURS, PLACES, SHAPES, SIZES, Scene
 
@@ -105,6 +104,13 @@ def verdict(sighting: Sighting, wanted: Scene | Asked) -> dict[str, bool]:
         first, second = seen
         right["relation"] = bool(first and second and relation_of(first, second) == asked.relation)
     return right | {"everything": all(right.values())}
+
+
+def right_shares(verdicts: Sequence[Mapping[str, bool]]) -> dict[str, float]:
+    """The share of pictures that are right in each thing that a verdict judges."""
+    names = sorted({name for each in verdicts for name in each})
+    said = {name: [each[name] for each in verdicts if name in each] for name in names}
+    return {name: sum(right) / len(right) for name, right in said.items()}
 
 
 def match(sighting: Sighting, asked: Asked) -> list[Seen | None]:
@@ -207,7 +213,7 @@ def _fit(share: np.ndarray, colour: str, left: int, top: int) -> Seen:
     centre_x = float(seen.sum(axis=0) @ (np.arange(width) + 0.5)) / total
     centre_y = float(seen.sum(axis=1) @ (np.arange(height) + 0.5)) / total
     radius = np.array([math.sqrt(total / area(shape)) for shape in SHAPES])
-    offsets = _centroids() * radius[:, None]
+    offsets = centroids() * radius[:, None]
     x, y = centre_x - offsets[:, 0], centre_y - offsets[:, 1]
     at_x, at_y, scale = (torch.from_numpy(each).float() for each in (x, y, radius))
     ideal = coverage(torch.arange(len(SHAPES)), at_x, at_y, scale, width, height).numpy()
@@ -218,13 +224,3 @@ def _fit(share: np.ndarray, colour: str, left: int, top: int) -> Seen:
     shape = SHAPES[best] if overlaps[best] >= _MIN_OVERLAP else ""
     at = float(left - room + x[best]), float(top - room + y[best])
     return Seen(shape, colour, *at, float(radius[best]), size, float(overlaps[best]))
-
-
-@cache
-def _centroids() -> np.ndarray:
-    """Where each shape's centroid lies from its centre, in radii, [shapes, 2] (x, y)."""
-    inside = (distances(torch.device("cpu")) < 0).numpy()
-    reach = 1.5
-    axis = np.linspace(-reach, reach, inside.shape[1])
-    total = inside.sum(axis=(1, 2))
-    return np.stack([inside.sum(axis=1) @ axis / total, inside.sum(axis=2) @ axis / total], axis=1)

@@ -28,9 +28,9 @@ def draw(scene: Scene) -> Image.Image:
     return from_tensor(render([scene])[0])
 
 
-def render(scenes: Sequence[Scene], device: str | torch.device = "cpu") -> Tensor:
+def render(scenes: Sequence[Scene]) -> Tensor:
     """Scenes of one canvas as pictures, [batch, 3, height, width] in -1..1."""
-    return paint(pack(scenes).to(device), *scenes[0].canvas)
+    return paint(pack(scenes), *scenes[0].canvas)
 
 
 def pack(scenes: Sequence[Scene]) -> Tensor:
@@ -101,6 +101,15 @@ def area(shape: str) -> float:
         (distances(torch.device("cpu"))[SHAPES.index(shape)] < 0).sum()
         * (2 * _REACH / (_CELLS - 1)) ** 2
     )
+
+
+@cache
+def centroids() -> np.ndarray:
+    """Where each shape's centroid lies from its centre, in radii, [shapes, 2] (x, y)."""
+    inside = (distances(torch.device("cpu")) < 0).numpy()
+    axis = np.linspace(-_REACH, _REACH, _CELLS)
+    total = inside.sum(axis=(1, 2))
+    return np.stack([inside.sum(axis=1) @ axis / total, inside.sum(axis=2) @ axis / total], axis=1)
 
 
 def _distance(shape: str, points: np.ndarray) -> np.ndarray:

@@ -3,22 +3,21 @@
 import textwrap
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
-
-
-def to_tensor(picture: Image.Image) -> Tensor:
-    """RGB picture -> [3, height, width] in -1..1."""
-    pixels = torch.from_numpy(np.array(picture, dtype=np.float32)).permute(2, 0, 1)
-    return (pixels / 127.5 - 1).contiguous()
 
 
 def from_tensor(pixels: Tensor) -> Image.Image:
     """[3, height, width] in -1..1 -> RGB picture."""
     levels = ((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
     return Image.fromarray(levels.permute(1, 2, 0).contiguous().numpy())
+
+
+def decibels(made: Tensor, drawn: Tensor) -> Tensor:
+    """PSNR of pictures [batch, 3, height, width] in -1..1, as an 8-bit file cuts them; [batch]."""
+    error = (made.clamp(-1, 1) - drawn) / 2
+    return -10 * error.square().mean(dim=(1, 2, 3)).log10()
 
 
 def sheet(pictures: list[Image.Image], columns: int) -> Image.Image:

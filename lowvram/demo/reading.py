@@ -23,7 +23,7 @@ from .scenes import COLOURS, LAYOUTS, PLACES, RELATIONS, SHAPES, SIZES, Point, S
 
 VOCABULARY = (
     f"the demo model draws {', '.join(SHAPES)} in {', '.join(COLOURS)}; {', '.join(SIZES)}; "
-    "at the top left, top, top right, left, centre, right, bottom left, bottom, bottom right; "
+    f"at the {', '.join(PLACES)}; "
     f"one to four of them, or two different ones: {', '.join(RELATIONS)}; on a coloured background"
 )
 ATTRIBUTES = ("background", "count", "shape", "colour", "size", "place", "relation")

@@ -7,7 +7,7 @@ from diffusers import DPMSolverMultistepScheduler, PixArtTransformer2DModel
 from PIL import Image
 from torch import Tensor, nn
 
-from .detector import look, verdict
+from .detector import look, right_shares, verdict
 from .networks import LATENT_CHANNELS
 from .scenes import Scene
 from .training import Figures
@@ -64,10 +64,5 @@ def sample(
 
 def judge(pictures: list[Image.Image], scenes: list[Scene]) -> Figures:
     """The share of pictures in which the detector sees what was asked for, by attribute."""
-    rows = [verdict(look(picture), scene) for picture, scene in zip(pictures, scenes, strict=True)]
-    names = sorted({name for row in rows for name in row})
-    shares = {}
-    for name in names:
-        said = [row[name] for row in rows if name in row]
-        shares[name] = sum(said) / len(said)
-    return shares
+    pairs = zip(pictures, scenes, strict=True)
+    return right_shares([verdict(look(picture), scene) for picture, scene in pairs])

@@ -89,8 +89,7 @@ def fit(
     `loss_at(progress)` gives the loss of one batch; all randomness comes from torch's global
     generator, seeded by step and worker, so a resumed run sees the same data.
     `watch(averaged parts, step)` gives held-out figures for the log. A finished stage is loaded
-    from `folder` instead of trained again. While a file `pause` lies in `folder`, training waits,
-    and its clock too: for measuring something else on the machine.
+    from `folder` instead of trained again.
     """
     finished, unfinished = folder / f"{plan.name}.pt", folder / f"{plan.name}.unfinished.pt"
     if finished.exists():
@@ -115,8 +114,6 @@ def fit(
         progress = max(step / plan.steps, spent / plan.seconds)
         if progress >= 1.0:
             break
-        while (folder / "pause").exists():
-            time.sleep(0.2)
         began = time.monotonic()
         torch.manual_seed(step * workers() + worker())
         for group in optimizer.param_groups:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from . import networks
 from .corpus import Corpus
 from .drawing import paint
-from .pictures import from_tensor, sheet
+from .pictures import decibels, from_tensor, sheet
 from .training import Figures, Log, Plan, device, fit, workers
 
 _CROP = 64  # px
@@ -44,11 +44,8 @@ def train_vae(
         for some in unseen:
             asked = paint(some.packed[:64], *some.canvas)
             made = averaged.decode(averaged.encode(asked).latent_dist.mean).sample
-            error = (made.clamp(-1, 1) - asked) / 2
             name = "x".join(map(str, some.canvas))
-            figures[f"psnr {name}"] = (
-                (-10 * error.square().mean(dim=(1, 2, 3)).log10()).mean().item()
-            )
+            figures[f"psnr {name}"] = decibels(made, asked).mean().item()
             pairs = torch.stack([asked, made], dim=1).flatten(0, 1)[:32].cpu()
             sheet([from_tensor(pixels) for pixels in pairs], 8).save(folder / f"vae-{name}.png")
         return figures

@@ -19,7 +19,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from lowvram import artifacts, prepared
+from lowvram import artifacts, prepared, prepared_folders
 from lowvram.artifacts import fsync_folder
 from lowvram.errors import (
     DeviceError,
@@ -144,9 +144,12 @@ def _make(
 ) -> Prepared:
     """What is there already, or else made now; other processes wait for it."""
     title = wanted.role.replace("_", " ")
-    target = prepared.place(wanted, to and absolute(to))
+    target = prepared_folders.place(wanted, to and absolute(to))
     on_wait = Progress("prepare", f"waiting for another process to finish the {title}")
-    with _out_of_memory_named(title), prepared.locked(target, on_wait=lambda: on_progress(on_wait)):
+    with (
+        _out_of_memory_named(title),
+        prepared_folders.locked(target, on_wait=lambda: on_progress(on_wait)),
+    ):
         if to is None:
             there = prepared.find(model, wanted.role, wanted.weights, wanted.dtype)
             found = read_manifest(there) if there else None
@@ -158,7 +161,7 @@ def _make(
             found, target = None, there or target
         if found is not None:
             if found.source == wanted.source:
-                prepared.point(wanted, target)
+                prepared_folders.point(wanted, target)
             else:
                 log.info("the %s is the same as that of %s", title, found.model)
             log.info("the %s is prepared already: %s", title, there)
@@ -170,9 +173,9 @@ def _make(
         made = _build(wanted, target, lambda part: _filled(fill, source, part))
         twin = prepared.adopted(made, target) if to is None else None
         if twin is not None:
-            with prepared.storage_errors(target):
-                prepared.delete(target)
-                prepared.forget(target)
+            with prepared_folders.storage_errors(target):
+                prepared_folders.delete(target)
+                prepared_folders.forget(target)
             log.info("the %s is the same as that of %s: %s", title, twin[1].model, twin[0])
             return twin[1]
     log.info("prepared the %s: %s (%.1f MB)", title, target, made.bytes / 1e6)
@@ -185,28 +188,28 @@ def _build(wanted: Prepared, target: Path, fill: Callable[[Path], Mapping[str, s
     Raises:
         StorageError: no space, not writable, or something else lies there. Whatever `fill` raises.
     """
-    part = prepared.part_of(target)
-    with prepared.storage_errors(target):
+    part = prepared_folders.part_of(target)
+    with prepared_folders.storage_errors(target):
         for old in (target, part):
             if old.exists():
-                prepared.check_ours(old)
-                prepared.delete(old)
+                prepared_folders.check_ours(old)
+                prepared_folders.delete(old)
         part.parent.mkdir(parents=True, exist_ok=True)
-        prepared.point(wanted, target)
+        prepared_folders.point(wanted, target)
         try:
             part.mkdir()
-            (part / prepared.MARK).touch()
+            (part / prepared_folders.MARK).touch()
             files = _recorded(part, fill(part))
             made = replace(wanted, files=files, made=datetime.now(UTC).isoformat("T", "seconds"))
             artifacts.write_bytes(part / MANIFEST, made.to_text().encode())
-            (part / prepared.MARK).unlink()
+            (part / prepared_folders.MARK).unlink()
             fsync_folder(part)
             os.replace(part, target)
             fsync_folder(target.parent)
         except BaseException:
             if part.is_dir():
-                prepared.delete(part)
-            prepared.forget(target)
+                prepared_folders.delete(part)
+            prepared_folders.forget(target)
             raise
     return made
 
@@ -215,7 +218,7 @@ def _recorded(folder: Path, digests: Mapping[str, str]) -> dict[str, dict[str, A
     """Size and sha256 of every file, each seen onto the disk."""
     files = {}
     for path in sorted(folder.iterdir()):
-        if path.name != prepared.MARK:
+        if path.name != prepared_folders.MARK:
             with open(path, "rb+") as file:
                 os.fsync(file.fileno())
                 digest = digests.get(path.name) or hashlib.file_digest(file, "sha256").hexdigest()
