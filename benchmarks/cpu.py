@@ -8,8 +8,9 @@
 rows have the true sizes with random weights (made once under `--folder`, 11 GB): the published
 recipe and `lowvram` end to end at 512 px in few steps, and each stage in each way, read cold from
 the disk. `tiny` rows try the same on tiny networks. A row that fails, cannot be or is stopped is a
-row too. Each is saved to `benchmarks/results/cpu.json` as soon as it is measured; `--rows` picks.
-The last line on stdout is one compact JSON.
+row too; one that lacks an earlier row's file is not run, and what was known of it stays. Each is
+saved to `benchmarks/results/cpu.json` as soon as it is measured; `--rows` picks. The last line on
+stdout is one compact JSON.
 """
 
 import argparse

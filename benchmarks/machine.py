@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import pynvml
 
 RESULTS = Path(__file__).resolve().parent / "results"
 LIBRARIES = ("torch", "transformers", "diffusers", "accelerate", "bitsandbytes", "safetensors")
@@ -100,6 +99,11 @@ def _cpu() -> str:
 
 def _gpu() -> dict[str, Any]:
     """The first one, from the driver's library: no context is made here."""
+    unknown = dict.fromkeys(("gpu", "gpu_memory_bytes", "driver"))
+    try:
+        import pynvml
+    except ImportError:  # macOS, for which there is none
+        return unknown
     try:
         pynvml.nvmlInit()
         card = pynvml.nvmlDeviceGetHandleByIndex(0)
@@ -109,4 +113,4 @@ def _gpu() -> dict[str, Any]:
             "driver": str(pynvml.nvmlSystemGetDriverVersion()),
         }
     except pynvml.NVMLError:
-        return dict.fromkeys(("gpu", "gpu_memory_bytes", "driver"))
+        return unknown

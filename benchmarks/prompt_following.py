@@ -250,6 +250,8 @@ def main() -> int:
     parser.add_argument("--sheet", type=Path, help="write the pictures of 20 steps to this PNG")
     parser.add_argument("--output", type=Path, help="result file, .json")
     options = parser.parse_args()
+    if options.output and options.output.suffix != ".json":
+        parser.error(f"--output {options.output}: name a .json file")
     variants = [DEFAULT] if options.quick else list(VARIANTS)
     if options.variants:
         variants = [name.strip() for name in options.variants.split(",")]

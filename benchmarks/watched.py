@@ -7,7 +7,6 @@ libraries) can be dropped at any time; "anonymous" ones are what a process canno
 """
 
 import os
-import signal
 import subprocess
 import tempfile
 import threading
@@ -71,7 +70,7 @@ def how_it_ended(code: int, rang: bool, timeout: float, said: Sequence[str]) -> 
     if not code:
         return None
     # Linux kills a process that exhausts the memory with signal 9 and says nothing.
-    out = " (out of memory?)" if code == -signal.SIGKILL else ""
+    out = " (out of memory?)" if code == -9 else ""
     return f"exit code {code}{out}: {said[-1] if said else 'no message'}"
 
 
@@ -99,15 +98,10 @@ class _Watch:
     def __init__(self, process: "subprocess.Popen[str]") -> None:
         self._process, self._stop = process, threading.Event()
         self._why: str | None = None
-        self._reads: dict[int, int] = {}  # process to bytes: what has ended keeps its last
+        self.read_bytes: int | None = None  # from the disk, of all; None where it cannot be told
         self.peaks: dict[str, int] = {}
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
-
-    @property
-    def read_bytes(self) -> int | None:
-        """From the disk, all processes, as of the last look; None where it cannot be told."""
-        return sum(self._reads.values()) if self._reads else None
 
     def ended(self) -> str | None:
         """Stop looking. Why the process was killed from here; None where it was not."""
@@ -130,6 +124,9 @@ class _Watch:
                 return
 
     def _look(self) -> None:
+        # What a process has read counts with its parent's as soon as that has waited for it:
+        # parents are asked before their children, so that nothing counts twice.
+        read = 0
         for pid in _tree(self._process.pid):
             status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
             fields = dict(line.split(":", 1) for line in status.splitlines())
@@ -139,11 +136,12 @@ class _Watch:
                 amount = int(fields[field].split()[0]) * 1024
                 self.peaks[kind] = max(self.peaks.get(kind, 0), amount)
             counters = Path(f"/proc/{pid}/io").read_text(encoding="utf-8")
-            self._reads[pid] = int(dict(x.split(": ") for x in counters.splitlines())["read_bytes"])
+            read += int(dict(line.split(": ") for line in counters.splitlines())["read_bytes"])
+        self.read_bytes = max(read, self.read_bytes or 0)
 
 
 def _tree(pid: int) -> Iterator[int]:
-    """The process and all it started."""
+    """The process and all it started, parents before their children."""
     yield pid
     for child in psutil.Process(pid).children(recursive=True):
         yield child.pid

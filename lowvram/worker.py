@@ -35,6 +35,11 @@ class _EventHandler(logging.Handler):
 
 
 _DRIVER_DEVICES = ("/dev/nvidia-uvm", "/dev/dxg")  # of the CUDA driver; the second under WSL2
+_LATER = {  # than a stage: roles of the components that are then loaded
+    "encode-image": ("text_encoder", "transformer", "scheduler", "vae"),
+    "encode": ("transformer", "scheduler", "vae"),
+    "denoise": ("vae",),
+}
 
 
 def main() -> None:
@@ -54,7 +59,7 @@ def main() -> None:
         if child == 0:
             _serve(request, events, last=False)
             os._exit(0)
-        _import_ahead(request["tasks"])
+        _import_ahead(request["stage"], request["tasks"])
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         if status:
             _send(events, "died", status=status)
@@ -81,21 +86,22 @@ def _preload() -> bool:
     return torch.version.cuda is not None and not _driver_started()
 
 
-def _import_ahead(tasks: Sequence[Mapping[str, Any]]) -> None:
-    """While a stage works: import the networks of its model for the forks of later stages.
+def _import_ahead(stage: str, tasks: Sequence[Mapping[str, Any]]) -> None:
+    """While a stage works: import the networks of later ones, for their forks.
 
-    With a GPU it has to wait for them: importing networks starts the driver.
+    Not where torch is built for CUDA: importing networks starts the driver, if there is one.
     """
     import torch
 
-    if torch.version.cuda is not None or "model" not in tasks[0]:
+    if torch.version.cuda is not None or stage not in _LATER:
         return
-    from lowvram.repository import Model
-    from lowvram.weights.checkpoint import find_class
+    with suppress(Exception):  # the stage that needs it says so better
+        from lowvram.repository import Model
+        from lowvram.weights.checkpoint import find_class
 
-    for component in Model.from_record(tasks[0]["model"]).get_family().components:
-        with suppress(Exception):  # the stage that needs it says so better
-            find_class(component.class_name)
+        family = Model.from_record(tasks[0]["model"]).get_family()
+        for role in _LATER[stage]:
+            find_class(family.component(role).class_name)
 
 
 def _driver_started() -> bool:

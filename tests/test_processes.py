@@ -1,12 +1,16 @@
 """Stages in processes of their own: what they say, and what is said when they die."""
 
+import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+import torch
 from interrupting import interrupt_denoise
 
 import lowvram
@@ -57,6 +61,34 @@ def test_one_worker_serves_all_stages_and_dies_when_told(tiny: Path, tmp_path: P
         processes.run("encode", [task], seen.append, hear)
         assert told[1] == told[0]
     assert children() == []
+
+
+AHEAD = """
+import json, sys
+from lowvram import worker
+
+def serve(request, events, last):
+    known = any(name.endswith("pixart_transformer_2d") for name in sys.modules)
+    events.write(json.dumps([request["stage"], known]) + chr(10))
+    events.flush()
+
+worker._serve = serve
+worker.main()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forks")
+@pytest.mark.skipif(torch.version.cuda is not None, reason="importing networks starts the driver")
+def test_the_worker_imports_ahead_while_a_stage_works() -> None:
+    record = resolve("demo").record()
+    broken = {"model": {"family": "none"}}  # the stage says it, not the worker
+    asked = [("encode", broken), ("encode", {"model": record}), ("denoise", {"model": record})]
+    lines = "".join(json.dumps({"stage": s, "tasks": [task]}) + "\n" for s, task in asked)
+    done = subprocess.run(
+        [sys.executable, "-c", AHEAD], input=lines, capture_output=True, text=True, timeout=120
+    )
+    told = [json.loads(line) for line in done.stdout.splitlines()]
+    assert told == [["encode", False], ["encode", False], ["denoise", True]], done.stderr
 
 
 def test_where_processes_cannot_fork(

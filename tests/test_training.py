@@ -25,8 +25,11 @@ class Stopped(Exception):
     pass
 
 
-def trained(folder: Path, steps: int, stop: int | None = None) -> dict[str, Tensor]:
-    """The weights that a straight line is fitted with; `Stopped` before the step that is named."""
+def trained(folder: Path, steps: int, stop: int | None = None) -> tuple[dict[str, Tensor], int]:
+    """The weights that a straight line is fitted with, and in how many steps of this call.
+
+    `Stopped` before the step of that number.
+    """
     folder.mkdir(exist_ok=True)
     torch.manual_seed(0)
     line = nn.Linear(3, 1)
@@ -44,24 +47,26 @@ def trained(folder: Path, steps: int, stop: int | None = None) -> dict[str, Tens
     plan = Plan("line", 8, steps, FOREVER, {"line": 0.1}, 0.9, 5)
     log = Log(folder / "log.jsonl")
     fit(plan, nn.ModuleDict({"line": line}), loss_at, lambda parts, step: {}, folder, log)
-    return dict(line.state_dict())
+    return dict(line.state_dict()), taken
 
 
 def test_a_stopped_run_goes_on_where_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(training, "_SAVE_EVERY", -1.0)  # seconds: after each step
-    whole = trained(tmp_path / "whole", 30)
+    whole, _ = trained(tmp_path / "whole", 30)
     with pytest.raises(Stopped):
         trained(tmp_path / "stopped", 30, stop=12)
-    resumed = trained(tmp_path / "stopped", 30)
+    resumed, taken = trained(tmp_path / "stopped", 30)
+    assert taken == 30 - 11
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     assert not list((tmp_path / "stopped").glob("*.unfinished.pt"))
 
 
 def test_a_finished_stage_is_not_trained_again(tmp_path: Path) -> None:
-    once = trained(tmp_path, 30)
-    again = trained(tmp_path, 30, stop=1)
+    once, _ = trained(tmp_path, 30)
+    again, taken = trained(tmp_path, 30, stop=1)
+    assert taken == 0
     assert all(torch.equal(once[name], again[name]) for name in once)
 
 

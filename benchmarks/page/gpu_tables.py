@@ -60,7 +60,7 @@ def _contenders(found: Sequence[Entry]) -> str:
 
 def _contender(entry: Entry) -> Iterator[str]:
     yield _name(entry)
-    yield from (str(entry.size), str(entry.pictures), entry.cache or NONE)
+    yield from (str(entry.size or NONE), str(entry.pictures or NONE), entry.cache or NONE)
     if not entry.ok:
         yield from (str(entry.row.get("error")), *[NONE] * 10)
         return

@@ -6,6 +6,7 @@ and nothing is concluded, unless it is so far that something must be wrong.
 """
 
 import json
+import os
 import threading
 from pathlib import Path
 from typing import Any
@@ -29,9 +30,9 @@ Files = tuple[Path | None, Path]  # latents and picture
 class Agreement:
     """Remembers the first output of each kind, also from one run of the benchmark to the next."""
 
-    def __init__(self, folder: Path) -> None:
-        """`folder` holds what is remembered, beside the outputs."""
-        self._path = folder / "agreement.json"
+    def __init__(self, folder: Path, device: str) -> None:
+        """`folder` holds what is remembered of a device, beside the outputs."""
+        self._path = folder / f"agreement-{device}.json"
         self._lock = threading.Lock()
         self._first: dict[Kind, Files] = {}
         if self._path.is_file():
@@ -58,7 +59,10 @@ class Agreement:
         mine = (size, steps, precision)
         with self._lock:
             said = self._compared(mine, files, blended)
-            if mine not in self._first and not blended and said["agrees"] is not False:
+            if said["agrees"] is False and self._first.get(mine) == files:
+                del self._first[mine]  # made again, and wrong: nothing is held against it
+                self._keep()
+            elif mine not in self._first and not blended and said["agrees"] is not False:
                 self._first[mine] = files
                 self._keep()
         return said
@@ -85,7 +89,9 @@ class Agreement:
             for kind, files in self._first.items()
         ]
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._path.write_text(json.dumps(rows, indent=1), encoding="utf-8")
+        beside = self._path.with_suffix(".part")
+        beside.write_text(json.dumps(rows, indent=1), encoding="utf-8")
+        os.replace(beside, self._path)
 
 
 def within(latents: float | None, levels: float | None) -> bool:

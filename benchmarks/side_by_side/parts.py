@@ -38,7 +38,7 @@ def memory(px: Callable[[int], int], quick: bool) -> list[Plan]:
     row = Plan("memory", "", px(1024), steps=_FEW, timed=False)
     ours = replace(row, contender="lowvram")
     rows = [replace(row, contender="published-8bit", limit=limit) for limit in (CAP, None)]
-    rows += [replace(row, contender="interpreter", steps=0), replace(ours, budget=GIB)]
+    rows += [replace(row, contender="interpreter", size=0), replace(ours, budget=GIB)]
     rows += [replace(row, contender="reference")]
     rows += [replace(ours, budget=CAP)]
     rows += [
@@ -79,7 +79,7 @@ def many(px: Callable[[int], int], quick: bool) -> list[Plan]:
 def prepared(px: Callable[[int], int], quick: bool) -> list[Plan]:
     """`lowvram prepare`, and the first picture with what it wrote."""
     row = Plan("prepared", "lowvram", px(1024), cache="warm", also=("prepared",))
-    made = replace(row, contender="prepare", also=(), steps=0, cache="")
+    made = replace(row, contender="prepare", also=(), size=0, cache="")
     rows = [made, replace(row, budget=GIB, cache="cold"), replace(row, budget=GIB)]
     return rows if quick else [*rows, row, replace(row, cache="cold"), replace(row, budget=CAP)]
 

@@ -24,7 +24,7 @@ class Plan:
     Attributes:
         part: of the benchmark.
         contender: as `benchmarks.baselines` names it; or what else is measured.
-        size: side of the pictures, px.
+        size: side of the pictures, px; 0 where none is made.
         cache: "cold" (the checkpoint's files out of the page cache), "warm" or "".
         limit: bytes of the process on the card, enforced; None for no cap.
         budget: bytes, of lowvram's `--vram`; None for none.
@@ -51,9 +51,10 @@ class Plan:
             for name, amount in (("budget", self.budget), ("limit", self.limit))
             if amount is not None
         ]
-        pictures = f"{self.prompts} picture" + "s" * (self.prompts > 1)
-        parts = [self.part, " ".join([self.contender, *bounds]), f"{self.size} px", pictures]
-        parts += [f"{self.steps} steps"] if self.steps else ["decode only"]
+        parts = [self.part, " ".join([self.contender, *bounds])]
+        if self.size:
+            parts += [f"{self.size} px", f"{self.prompts} picture" + "s" * (self.prompts > 1)]
+            parts += [f"{self.steps} steps"] if self.steps else ["decode only"]
         return "/".join([*parts, *([self.cache] if self.cache else []), *self.also])
 
 

@@ -52,7 +52,7 @@ class Runner:
     _making: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
-        self._agreement = Agreement(self.folder / "outputs")
+        self._agreement = Agreement(self.folder / "outputs", self.device)
 
     def measure(self, plan: Plan) -> dict[str, Any]:
         """A row in a process of its own."""

@@ -64,7 +64,7 @@ class Reader:
         self._family = family
         self._tokenizer = tokenizer
         self._warned: set[str] = set()
-        self._noted: set[str] = set()  # what a model knows
+        self._noted: set[str] = set()  # prompts without a known word, and what a model knows
 
     def jobs(self, tasks: Iterable[EncodeTask], outcomes: Outcomes) -> Iterator[Job]:
         """The tasks that can be done; what is wrong with the others is their outcome."""
@@ -81,8 +81,9 @@ class Reader:
         for prompt, negative in zip(task.prompts, task.negative_prompts, strict=True):
             if note := self._family.prompt_note(task.model["name"], prompt):
                 said = f"nothing in the prompt “{_shortened(prompt)}” is known here"
-                self._warn(said if note in self._noted else f"{said}: {note}")
-                self._noted.add(note)
+                if said not in self._noted:
+                    log.warning("%s", said if note in self._noted else f"{said}: {note}")
+                self._noted |= {said, note}
             read = {
                 "": self._read(prompt, "prompt", task),
                 "negative_": self._read(negative, "negative prompt", task),
