@@ -13,7 +13,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from lowvram import errors
+from lowvram.memory.process import process_counters
 from lowvram.progress import OnProgress, Progress
+from lowvram.read_ahead import reading_ahead
 
 if TYPE_CHECKING:
     from lowvram.stages.dispatch import OnTold
@@ -60,6 +62,21 @@ class StageProcesses:
             LowvramError: what the stage raised.
             StageDiedError: its process ended without an answer, or it met a bug.
         """
+        here = process_counters()
+        with reading_ahead(stage, tasks, on_progress) as hear:
+            told = self._told(stage, tasks, hear, on_outcome)
+        report, read = told.get("report"), here.disk_read_bytes()
+        if read and report and report.get("disk_read_bytes") is not None:
+            report["disk_read_bytes"] += read  # for the stage, though not by it
+        return told
+
+    def _told(
+        self,
+        stage: str,
+        tasks: Sequence[Mapping[str, Any]],
+        on_progress: OnProgress,
+        on_outcome: "OnTold",
+    ) -> dict[str, Any]:
         worker = self._start()
         assert worker.stdin is not None and worker.stdout is not None
         with suppress(OSError):  # it has died: reading below says so

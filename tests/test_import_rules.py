@@ -23,6 +23,7 @@ LIGHT = (
     "run",
     "batch",
     "rows",
+    "read_ahead",
     "course",
     "embeds_cache",
     "emphasis",
