@@ -18,7 +18,7 @@ from lowvram.errors import ArtifactError, MemoryExhaustedError, RequestError
 from lowvram.memory.meter import StageReport
 from lowvram.processes import StageProcesses
 from lowvram.progress import OnProgress, ignore
-from lowvram.read_ahead import reading_ahead
+from lowvram.read_ahead import ReadAhead
 from lowvram.repository import DEFAULT_MODEL, Model, resolve
 from lowvram.request.decode import DecodeOptions, resolve_decode
 from lowvram.request.denoise import DenoiseOptions, resolve_denoise
@@ -178,8 +178,8 @@ def _stepping_down(
 ) -> StageResult:
     """What `work` gives; or, where it runs out of memory, a fresh process with what takes less."""
     try:
-        with reading_ahead(stage, [to_json(task)], on_progress) as hear:
-            return work(hear)
+        with ReadAhead(stage, [to_json(task)], on_progress) as ahead:
+            return work(ahead.hear)
     except MemoryExhaustedError as error:
         if not step_down:
             raise

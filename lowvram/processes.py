@@ -13,9 +13,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from lowvram import errors
-from lowvram.memory.process import process_counters
 from lowvram.progress import OnProgress, Progress
-from lowvram.read_ahead import reading_ahead
+from lowvram.read_ahead import ReadAhead
 
 if TYPE_CHECKING:
     from lowvram.stages.dispatch import OnTold
@@ -62,12 +61,11 @@ class StageProcesses:
             LowvramError: what the stage raised.
             StageDiedError: its process ended without an answer, or it met a bug.
         """
-        here = process_counters()
-        with reading_ahead(stage, tasks, on_progress) as hear:
-            told = self._told(stage, tasks, hear, on_outcome)
-        report, read = told.get("report"), here.disk_read_bytes()
-        if read and report and report.get("disk_read_bytes") is not None:
-            report["disk_read_bytes"] += read  # for the stage, though not by it
+        with ReadAhead(stage, tasks, on_progress) as ahead:
+            told = self._told(stage, tasks, ahead.hear, on_outcome)
+        report = told.get("report")
+        if report and report.get("disk_read_bytes") is not None:
+            report["disk_read_bytes"] += ahead.bytes  # for the stage, though not by it
         return told
 
     def _told(

@@ -8,16 +8,15 @@ better. Imports no torch.
 
 import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from io import FileIO
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import psutil
 
 from lowvram import prepared
-from lowvram.errors import LowvramError
 from lowvram.progress import OnProgress, Progress
 from lowvram.repository import Model
 
@@ -36,30 +35,50 @@ _SHARE = 0.5  # of the free memory
 
 
 class ReadAhead:
-    """Reads a stage's files in a thread of its own."""
+    """Reads for a stage that is carried out within this context, in a thread of its own.
 
-    def __init__(self, stage: str, task: Mapping[str, Any]) -> None:
-        self._stage, self._task = stage, task
+    Attributes:
+        bytes: that a disk had to give, once the context is left; 0 where Linux does not say it.
+    """
+
+    def __init__(
+        self, stage: str, tasks: Sequence[Mapping[str, Any]], on_progress: OnProgress
+    ) -> None:
+        """`tasks` as `request.tasks.to_json` gives them, of one model."""
+        self.bytes = 0
+        self._stage, self._tasks, self._on_progress = stage, tasks, on_progress
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="lowvram-ahead", daemon=True)
-        self._thread.start()
 
-    def stop(self) -> None:
-        """End it; the chunk that it is in may still be read."""
-        self._stop.set()
+    def __enter__(self) -> Self:
+        if self._stage in _ROLES:
+            self._thread.start()
+        return self
 
-    def close(self) -> None:
-        """End it and wait for the chunk that it is in."""
+    def __exit__(self, *error: object) -> None:
         self._stop.set()
-        self._thread.join(_PATIENCE)
+        if self._stage in _ROLES:
+            self._thread.join(_PATIENCE)
+
+    def hear(self, progress: Progress) -> None:
+        """To be told the stage's progress, which goes on to whom it is for.
+
+        With the first of it the stage begins to load, and nothing is read ahead any more.
+        """
+        self._stop.set()
+        self._on_progress(progress)
 
     def _run(self) -> None:
         most = int(_SHARE * psutil.virtual_memory().available)
-        with suppress(OSError, LowvramError):
-            for path in files_of(self._stage, self._task):
+        with suppress(Exception):  # see above
+            for path in files_of(self._stage, self._tasks[0]):
                 if most <= 0 or self._stop.is_set():
-                    return
+                    break
                 most -= self._read(path, most)
+        # Of this thread alone: a process's own account has what its children have read, too.
+        with suppress(OSError):
+            told = Path("/proc/thread-self/io").read_text(encoding="ascii")
+            self.bytes = int(told.partition("\nread_bytes: ")[2].split()[0])
 
     def _read(self, path: Path, most: int) -> int:
         """Read a file, at most so much; how much of it is in the page cache now.
@@ -75,33 +94,6 @@ class ReadAhead:
                     _read_into(file, buffers, done)
                 done = end
         return done
-
-
-@contextmanager
-def reading_ahead(
-    stage: str, tasks: Sequence[Mapping[str, Any]], on_progress: OnProgress
-) -> Iterator[OnProgress]:
-    """Read ahead for a stage that is carried out within this context.
-
-    Args:
-        tasks: as `request.tasks.to_json` gives them, of one model.
-
-    Yields:
-        whom the stage shall tell its progress: with the first of it, it begins to load.
-    """
-    if stage not in _ROLES:
-        yield on_progress
-        return
-    ahead = ReadAhead(stage, tasks[0])
-
-    def hear(progress: Progress) -> None:
-        ahead.stop()
-        on_progress(progress)
-
-    try:
-        yield hear
-    finally:
-        ahead.close()
 
 
 def files_of(stage: str, task: Mapping[str, Any]) -> list[Path]:

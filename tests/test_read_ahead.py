@@ -2,7 +2,6 @@
 
 import itertools
 import os
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,8 @@ import pytest
 import lowvram
 from benchmarks.watched import evict
 from lowvram import prepared, read_ahead
-from lowvram.memory.process import ProcessCounters, process_counters
-from lowvram.progress import Progress
-from lowvram.read_ahead import ReadAhead, files_of, reading_ahead
+from lowvram.progress import Progress, ignore
+from lowvram.read_ahead import ReadAhead, files_of
 from lowvram.repository import resolve
 from lowvram.request.run import resolve_run
 from lowvram.request.tasks import to_json
@@ -67,30 +65,26 @@ def cold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     return paths
 
 
-def read_by(ahead: ReadAhead, before: ProcessCounters) -> int:
-    """Bytes that came from the disk until it had read all."""
-    ahead._thread.join(30)
-    found = before.disk_read_bytes()
-    if found is None:
-        pytest.skip("this system does not tell what was read")
-    return found
+def read_ahead_of() -> int:
+    """Bytes that came from the disk, once all is read."""
+    with ReadAhead("encode", [{}], ignore) as ahead:
+        ahead._thread.join(30)
+    return ahead.bytes
 
 
 def test_files_are_read_once(cold: list[Path]) -> None:
-    before = process_counters()
-    if not read_by(ReadAhead("encode", {}), before):
-        pytest.skip("this file system keeps its pages")
-    assert before.disk_read_bytes() == pytest.approx(2 * SIZE, rel=0.1)
-    again = process_counters()
-    assert read_by(ReadAhead("encode", {}), again) == 0  # they are there
+    found = read_ahead_of()
+    if not found:
+        pytest.skip("this system keeps its pages, or does not tell what was read")
+    assert found == pytest.approx(2 * SIZE, rel=0.1)
+    assert read_ahead_of() == 0  # they are there
 
 
 def test_no_more_than_a_share_of_the_memory(
     cold: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(read_ahead, "_SHARE", 0)
-    before = process_counters()
-    assert read_by(ReadAhead("encode", {}), before) == 0
+    assert read_ahead_of() == 0
 
 
 def test_it_ends_when_the_stage_begins_to_load(
@@ -98,25 +92,25 @@ def test_it_ends_when_the_stage_begins_to_load(
 ) -> None:
     monkeypatch.setattr(read_ahead, "files_of", lambda stage, task: itertools.cycle(cold))
     heard: list[Progress] = []
-    with reading_ahead("encode", [{}], heard.append) as hear:
-        (thread,) = (each for each in threading.enumerate() if each.name == "lowvram-ahead")
-        hear(Progress("encode", "loading the text encoder"))
-        thread.join(30)
-        assert not thread.is_alive()
+    with ReadAhead("encode", [{}], heard.append) as ahead:
+        assert ahead._thread.is_alive()
+        ahead.hear(Progress("encode", "loading the text encoder"))
+        ahead._thread.join(30)
+        assert not ahead._thread.is_alive()
     assert [each.doing for each in heard] == ["loading the text encoder"]
-    with reading_ahead("plan", [{}], heard.append):
-        assert not any(each.name == "lowvram-ahead" for each in threading.enumerate())
+    with ReadAhead("plan", [{}], heard.append) as ahead:
+        assert not ahead._thread.is_alive()
 
 
 def test_nothing_that_goes_wrong_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(stage: str, task: object) -> list[Path]:
-        return [Path("nowhere.safetensors")]
-
     raised: list[object] = []
     monkeypatch.setattr("threading.excepthook", raised.append)
-    monkeypatch.setattr(read_ahead, "files_of", broken)
-    ReadAhead("encode", {}).close()
-    ReadAhead("encode", {"model": {}}).close()
+    tasks = [{"embeds": "", "model": {}}]
+    with ReadAhead("encode", tasks, ignore) as ahead:
+        ahead._thread.join(30)
+    monkeypatch.setattr(read_ahead, "files_of", lambda stage, task: [Path("nowhere.safetensors")])
+    with ReadAhead("encode", tasks, ignore) as ahead:
+        ahead._thread.join(30)
     assert raised == []
 
 
