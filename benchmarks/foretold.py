@@ -16,8 +16,10 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -27,14 +29,16 @@ sys.path.insert(0, str(ROOT))  # the code beside this file, whatever is installe
 
 from benchmarks.machine import recorded, save  # noqa: E402
 from lowvram.errors import RequestError  # noqa: E402
+from lowvram.families.pixart import FAMILY  # noqa: E402
 from lowvram.repository import resolve  # noqa: E402
 from lowvram.request.run import resolve_run  # noqa: E402
 from lowvram.stages import plan as planning  # noqa: E402
+from scripts.make_checkpoint import make_checkpoint  # noqa: E402
 
-MODEL = "pixart-sigma-1024"
 PROMPT = "a small cactus with a happy face in the Sahara desert"
 SIDES = (512, 1024, 2048, 4096)  # px
 STAGES = ("encode", "denoise", "decode")
+_HELD = ("peak_allocated_bytes", "peak_reserved_bytes")
 _AMPLE = 80 << 30
 _MIB = 1 << 20
 
@@ -42,14 +46,25 @@ _MIB = 1 << 20
 def main() -> int:
     """Look for all of them, two at a time."""
     argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0]).parse_args()
-    document: dict[str, Any] = {"benchmark": "foretold", "model": MODEL, **recorded()}
-    cases = list(wanted())
-    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
-        document["rows"] = list(pool.map(least, *zip(*cases, strict=True)))
+    document: dict[str, Any] = {"benchmark": "foretold", **recorded()}
+    stages, sides = zip(*wanted(), strict=True)
+    with TemporaryDirectory() as folder:
+        skeleton(Path(folder))
+        with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+            document["rows"] = list(pool.map(partial(least, folder), stages, sides))
     save("foretold", document)
     brief = {f"{row['stage']}/{row['side']}": row["budget_bytes"] for row in document["rows"]}
     print(json.dumps({"benchmark": "foretold", "rows": brief}, separators=(",", ":")))
     return 0
+
+
+def skeleton(folder: Path) -> None:
+    """A model of the published configurations; its weights are there by name only."""
+    make_checkpoint(folder)
+    for role in ("text_encoder", "transformer", "vae"):
+        path = folder / FAMILY.component(role).subfolder / "config.json"
+        config = json.loads(path.read_text(encoding="utf-8"))
+        path.write_text(json.dumps(config | dict(FAMILY.published_configs[role])), encoding="utf-8")
 
 
 def wanted() -> Iterator[tuple[str, int]]:
@@ -60,10 +75,10 @@ def wanted() -> Iterator[tuple[str, int]]:
         yield "decode", side
 
 
-def least(stage: str, side: int) -> dict[str, Any]:
+def least(model: str, stage: str, side: int) -> dict[str, Any]:
     """The smallest budget of a stage, and what it would do and hold in it."""
     low, high = 0, _AMPLE // _MIB  # does not do, does
-    found = planned(stage, side, high)
+    found = planned(model, stage, side, high)
     assert found is not None
     while high - low > 1:
         # What the last way would hold is often all that it needs, and less than half of the rest.
@@ -71,7 +86,7 @@ def least(stage: str, side: int) -> dict[str, Any]:
         held = max(told["peak_allocated_bytes"], told["peak_reserved_bytes"])
         half, hint = (low + high) // 2, -(-held // _MIB)
         middle = hint if low < hint < half else half
-        tried = planned(stage, side, middle)
+        tried = planned(model, stage, side, middle)
         if tried is None:
             low = middle
         else:
@@ -82,14 +97,14 @@ def least(stage: str, side: int) -> dict[str, Any]:
         "side": side,
         "budget_bytes": high * _MIB,
         "way": found.way,
-        "predicted": found.predicted,
+        "predicted": {name: found.predicted[name] for name in _HELD},
     }
 
 
-def planned(stage: str, side: int, mebibytes: int) -> planning.Row | None:
+def planned(model: str, stage: str, side: int, mebibytes: int) -> planning.Row | None:
     """What a stage would do with a budget; None where it does not fit."""
     size = (side or 1024,) * 2
-    tasks = resolve_run([PROMPT], resolve(MODEL), Path("x.png"), device="cpu", size=size,
+    tasks = resolve_run([PROMPT], resolve(model), Path("x.png"), device="cpu", size=size,
                         binning=False, stage_budget=_AMPLE)  # fmt: skip
     bounded = [
         replace(task, stage_budget=mebibytes * _MIB) if name == stage else task

@@ -18,13 +18,12 @@ from lowvram.errors import ArtifactError, MemoryExhaustedError, RequestError
 from lowvram.memory.meter import StageReport
 from lowvram.processes import StageProcesses
 from lowvram.progress import OnProgress, ignore
-from lowvram.read_ahead import ReadAhead
 from lowvram.repository import DEFAULT_MODEL, Model, resolve
 from lowvram.request.decode import DecodeOptions, resolve_decode
 from lowvram.request.denoise import DenoiseOptions, resolve_denoise
 from lowvram.request.encode import EncodeOptions, resolve_encode
 from lowvram.request.encode_image import EncodeImageOptions, resolve_encode_image
-from lowvram.request.tasks import AnyTask, to_json
+from lowvram.request.tasks import AnyTask
 from lowvram.stages import decode as decode_stage
 from lowvram.stages import denoise as denoise_stage
 from lowvram.stages import encode as encode_stage
@@ -64,7 +63,7 @@ def encode(
     """
     found = resolve_with(model, revision, text_encoder=text_encoder)
     task = resolve_encode(prompts, found, output, **options)
-    work = partial(encode_stage.encode, task)
+    work = partial(encode_stage.encode, task, on_progress)
     return _stepping_down("encode", task, work, step_down, on_progress)
 
 
@@ -91,7 +90,7 @@ def encode_image(
         LowvramError: see errors.py.
     """
     task = resolve_encode_image(images, resolve_with(model, revision, vae=vae), output, **options)
-    work = partial(encode_image_stage.encode_image, task)
+    work = partial(encode_image_stage.encode_image, task, on_progress)
     return _stepping_down(encode_image_stage.STAGE, task, work, step_down, on_progress)
 
 
@@ -130,13 +129,7 @@ def denoise(
     task = resolve_denoise(embeds, made_for, output, prompts=len(header.items), **options)
     if step_down and not (callback is None and on_preview is None):
         raise RequestError("step_down goes on where no callback is heard: leave one of them out")
-    work = partial(
-        denoise_stage.denoise,
-        task,
-        callback=callback,
-        callback_steps=callback_steps,
-        on_preview=on_preview,
-    )
+    work = partial(denoise_stage.denoise, task, on_progress, callback, callback_steps, on_preview)
     return _stepping_down("denoise", task, work, step_down, on_progress)
 
 
@@ -165,21 +158,20 @@ def decode(
     header = artifacts.read_header(Path(latents), "latents")
     made_for = swap(_model_of(Path(latents), header, model), vae=vae)
     task = resolve_decode(latents, made_for, output, **options)
-    work = partial(decode_stage.decode, task)
+    work = partial(decode_stage.decode, task, on_progress)
     return _stepping_down("decode", task, work, step_down, on_progress)
 
 
 def _stepping_down(
     stage: str,
     task: AnyTask,
-    work: Callable[[OnProgress], StageResult],
+    work: Callable[[], StageResult],
     step_down: bool,
     on_progress: OnProgress,
 ) -> StageResult:
     """What `work` gives; or, where it runs out of memory, a fresh process with what takes less."""
     try:
-        with ReadAhead(stage, [to_json(task)], on_progress) as ahead:
-            return work(ahead.hear)
+        return work()
     except MemoryExhaustedError as error:
         if not step_down:
             raise

@@ -86,6 +86,20 @@ def weight_bytes(model: Model, role: str) -> int | None:
         return None
 
 
+def weight_paths(model: Model, role: str) -> list[Path]:
+    """A component's weight files, those that are here; the weights are not downloaded.
+
+    Raises:
+        ModelError: its small files are not to be had.
+    """
+    component = model.get_family().component(role)
+    source, subfolder = model.sources[role], model.subfolder(role)
+    config = find(source, _join(subfolder, "config.json"))
+    names = _weight_files(source, subfolder, _STEMS[component.class_name.split(".")[0]])
+    paths = [] if config is None else [config.parent / name for name in names]
+    return [path for path in paths if path.is_file()]
+
+
 def effective(config: Mapping[str, Any]) -> dict[str, Any]:
     """The entries of a configuration that change what is computed."""
     return {name: value for name, value in config.items() if name not in _IDLE}

@@ -1,12 +1,13 @@
 """Reads a stage's weights into the page cache while its libraries are imported.
 
 The disk has nothing to do meanwhile: `run` with T5-XXL from a cold disk took 0.6 to 0.7 of the time
-with it (docs/log.md). It ends when the stage begins to load, and takes no more than a share of the
-free memory. What goes wrong here is nobody's concern: the stage reads the same files, and says it
-better. Imports no torch.
+with it (docs/log.md). It ends with the first that the stage says, and takes no more than a share
+of the free memory. What goes wrong here is nobody's concern: the stage reads the same files, and
+says it better. Imports no torch.
 """
 
 import os
+import sys
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -17,6 +18,8 @@ from typing import Any, Self
 import psutil
 
 from lowvram import prepared
+from lowvram.contents import weight_paths
+from lowvram.devices import DTYPE_NAMES
 from lowvram.progress import OnProgress, Progress
 from lowvram.repository import Model
 
@@ -30,6 +33,7 @@ _BUFFER_BYTES = 1 << 20
 # A call reads so many times into the same buffer. After each the thread has to wait for the
 # interpreter, which imports give up every 5 ms only: by single buffers 0.2 GB/s would be the most.
 _BUFFERS = 64
+_GPU_DEVICES = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")  # NVIDIA's, under WSL2, AMD's
 _PATIENCE = 1.0  # seconds for the chunk that is being read; a network is not waited for
 _SHARE = 0.5  # of the free memory
 
@@ -51,32 +55,34 @@ class ReadAhead:
         self._thread = threading.Thread(target=self._run, name="lowvram-ahead", daemon=True)
 
     def __enter__(self) -> Self:
-        if self._stage in _ROLES:
-            self._thread.start()
+        with suppress(RuntimeError):  # no more threads are allowed
+            if self._stage in _ROLES:
+                self._thread.start()
         return self
 
     def __exit__(self, *error: object) -> None:
         self._stop.set()
-        if self._stage in _ROLES:
+        if self._thread.ident is not None:
             self._thread.join(_PATIENCE)
 
     def hear(self, progress: Progress) -> None:
         """To be told the stage's progress, which goes on to whom it is for.
 
-        With the first of it the stage begins to load, and nothing is read ahead any more.
+        With the first of it most is imported, and nothing is read ahead any more: the stage finds
+        out what it reads, which may be nothing (embeddings that are kept).
         """
         self._stop.set()
         self._on_progress(progress)
 
     def _run(self) -> None:
-        most = int(_SHARE * psutil.virtual_memory().available)
         with suppress(Exception):  # see above
-            for path in files_of(self._stage, self._tasks[0]):
+            most = int(_SHARE * psutil.virtual_memory().available)
+            for path in files_of(self._stage, self._tasks):
                 if most <= 0 or self._stop.is_set():
                     break
                 most -= self._read(path, most)
         # Of this thread alone: a process's own account has what its children have read, too.
-        with suppress(OSError):
+        with suppress(Exception):
             told = Path("/proc/thread-self/io").read_text(encoding="ascii")
             self.bytes = int(told.partition("\nread_bytes: ")[2].split()[0])
 
@@ -96,18 +102,34 @@ class ReadAhead:
         return done
 
 
-def files_of(stage: str, task: Mapping[str, Any]) -> list[Path]:
-    """The weights that a stage will read: prepared, or the model's own as far as they are here.
-
-    Which device and dtype it will compute in is not known yet: of components that are prepared in
-    several the first is taken.
-    """
-    if stage == "encode" and task["embeds"]:  # nothing is loaded
+def files_of(stage: str, tasks: Sequence[Mapping[str, Any]]) -> list[Path]:
+    """The weights that a stage will read: prepared, or the model's own as far as they are here."""
+    if stage == "encode":
+        tasks = [task for task in tasks if not task["embeds"]]  # for the others nothing is loaded
+    if not tasks:
         return []
-    model, role = Model.from_record(task["model"]), _ROLES[stage]
+    task, role = tasks[0], _ROLES[stage]
+    model = Model.from_record(task["model"])
     weights = task["weights"] if task.get("weights") in ("8bit", "4bit") else "whole"
-    folder = prepared.placed(model, role, weights)
-    return model.local_files(role) if folder is None else sorted(folder.glob("*.safetensors"))
+    wanted = prepared.describe(model, role, weights, _dtype(model, role, task))
+    folder = prepared.placed(wanted)
+    return weight_paths(model, role) if folder is None else sorted(folder.glob("*.safetensors"))
+
+
+def _dtype(model: Model, role: str, task: Mapping[str, Any]) -> str:
+    """What the stage will compute in: `devices.choose_dtype`, as far as no torch is needed."""
+    if task["dtype"] != "auto":
+        return DTYPE_NAMES[task["dtype"]]
+    default = model.get_family().component(role).dtype
+    without = task["device"] in ("cpu", "mps") or (task["device"] == "auto" and not _has_gpu())
+    return "float32" if default == "float16" and without else default
+
+
+def _has_gpu() -> bool:
+    """Whether a card that computes float16 well may be there."""
+    if sys.platform != "linux":
+        return sys.platform == "win32"
+    return any(Path(each).exists() for each in _GPU_DEVICES)
 
 
 def _read_into(file: FileIO, buffers: list[bytearray], position: int) -> None:

@@ -2,7 +2,8 @@
 
 import itertools
 import os
-from collections.abc import Callable
+import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 
 import lowvram
 from benchmarks.watched import evict
-from lowvram import prepared, read_ahead
+from lowvram import prepared, processes, read_ahead
 from lowvram.progress import Progress, ignore
 from lowvram.read_ahead import ReadAhead, files_of
 from lowvram.repository import resolve
@@ -28,7 +29,7 @@ def tasks_of(model: Path | str, **options: Any) -> dict[str, dict[str, Any]]:
 
 def test_each_stage_reads_its_own_component(tiny: Path) -> None:
     for stage, role in (("encode", "text_encoder"), ("denoise", "transformer"), ("decode", "vae")):
-        found = files_of(stage, tasks_of(tiny)[stage])
+        found = files_of(stage, [tasks_of(tiny)[stage]])
         assert found == sorted((tiny / role).glob("*.safetensors")) != []
 
 
@@ -39,19 +40,46 @@ def test_what_is_prepared_is_read_instead(
     from lowvram.stages.prepare import prepare
 
     prepare(resolve(str(tiny)), "8bit")
-    named = files_of("encode", tasks_of(tiny, encoder_weights="8bit")["encode"])
+    named = files_of("encode", [tasks_of(tiny, encoder_weights="8bit")["encode"]])
     assert named == sorted(
         next(each.path for each in prepared.list_prepared() if "8bit" in each.name).glob(
             "*.safetensors"
         )
     )
     assert named[0].parent.name == "text_encoder-8bit"
-    other = files_of("encode", tasks_of(tiny)["encode"])
+    other = files_of("encode", [tasks_of(tiny)["encode"]])
     assert other == sorted((tiny / "text_encoder").glob("*.safetensors"))
 
 
 def test_given_embeddings_need_no_weights(tiny: Path) -> None:
-    assert files_of("encode", tasks_of(tiny)["encode"] | {"embeds": "given.safetensors"}) == []
+    own, given = tasks_of(tiny)["encode"], {"embeds": "given.safetensors"}
+    assert files_of("encode", [own | given]) == []
+    assert files_of("encode", [own | given, own]) == files_of("encode", [own]) != []
+
+
+def test_of_a_transformer_what_its_dtype_asks_for(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prepared in float16 it serves GPUs; a CPU computes in float32, from the model's own files."""
+    monkeypatch.setenv("LOWVRAM_CACHE", str(tmp_path))
+    from lowvram.stages.prepare import prepare
+
+    prepare(resolve(str(tiny)), "bf16")
+    own = sorted((tiny / "transformer").glob("*.safetensors"))
+    task = tasks_of(tiny, device="cpu")["denoise"]
+    assert files_of("denoise", [task]) == own
+    (made,) = files_of("denoise", [task | {"dtype": "fp16"}])
+    assert made.parent.name == "transformer-float16"
+    monkeypatch.setattr(read_ahead, "_has_gpu", lambda: True)
+    assert files_of("denoise", [task | {"device": "auto"}]) == [made]
+
+
+def test_other_files_in_the_folder_are_left_alone(tiny: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "model"
+    shutil.copytree(tiny, copy)
+    (copy / "vae" / "diffusion_pytorch_model.fp16.safetensors").write_bytes(b"another")
+    (found,) = files_of("decode", [tasks_of(copy)["decode"]])
+    assert found.name == "diffusion_pytorch_model.safetensors"
 
 
 @pytest.fixture
@@ -61,7 +89,8 @@ def cold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     for path in paths:
         path.write_bytes(os.urandom(SIZE))
     evict(tmp_path)
-    monkeypatch.setattr(read_ahead, "files_of", lambda stage, task: paths)
+    monkeypatch.setattr(read_ahead, "files_of", lambda stage, tasks: paths)
+    monkeypatch.setattr(read_ahead, "_BUFFERS", 1)
     return paths
 
 
@@ -80,17 +109,19 @@ def test_files_are_read_once(cold: list[Path]) -> None:
     assert read_ahead_of() == 0  # they are there
 
 
-def test_no_more_than_a_share_of_the_memory(
-    cold: list[Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(read_ahead, "_SHARE", 0)
-    assert read_ahead_of() == 0
+def test_no_more_than_is_allowed(cold: list[Path]) -> None:
+    ahead, chunk = ReadAhead("encode", [{}], ignore), 1 << 20
+    assert ahead._read(cold[0], chunk + 1) == 2 * chunk
+    assert ahead._read(cold[0], 10 * SIZE) == SIZE
+    ahead._stop.set()
+    assert ahead._read(cold[0], SIZE) == 0
 
 
 def test_it_ends_when_the_stage_begins_to_load(
     cold: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(read_ahead, "files_of", lambda stage, task: itertools.cycle(cold))
+    monkeypatch.setattr(read_ahead, "files_of", lambda stage, tasks: itertools.cycle(cold))
+    monkeypatch.setattr(read_ahead, "_SHARE", 1e9)  # it would go on for years
     heard: list[Progress] = []
     with ReadAhead("encode", [{}], heard.append) as ahead:
         assert ahead._thread.is_alive()
@@ -108,27 +139,45 @@ def test_nothing_that_goes_wrong_is_told(monkeypatch: pytest.MonkeyPatch) -> Non
     tasks = [{"embeds": "", "model": {}}]
     with ReadAhead("encode", tasks, ignore) as ahead:
         ahead._thread.join(30)
-    monkeypatch.setattr(read_ahead, "files_of", lambda stage, task: [Path("nowhere.safetensors")])
+    monkeypatch.setattr(read_ahead, "files_of", lambda stage, tasks: [Path("nowhere.safetensors")])
     with ReadAhead("encode", tasks, ignore) as ahead:
         ahead._thread.join(30)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: 1 / 0)
+    with ReadAhead("encode", tasks, ignore) as ahead:
+        ahead._thread.join(30)
+
+    def full(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", full)
+    with ReadAhead("encode", tasks, ignore):
+        pass
     assert raised == []
 
 
-@pytest.mark.parametrize("alone", [True, False], ids=["one stage", "a run"])
-def test_stages_are_read_ahead_for(
-    alone: bool, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_every_stage_of_a_run_is_read_ahead_for(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[str] = []
-    look: Callable[..., list[Path]] = read_ahead.files_of
+    begun: list[ReadAhead] = []
 
-    def note(stage: str, task: Any) -> list[Path]:
-        asked.append(stage)
-        return look(stage, task)
+    class Seen(ReadAhead):
+        def __enter__(self) -> "Seen":
+            begun.append(self)
+            super().__enter__()
+            self.bytes = 5
+            return self
 
-    monkeypatch.setattr(read_ahead, "files_of", note)
-    if alone:
-        lowvram.encode("a cat", str(tiny), output=tmp_path / "x.embeds.safetensors")
-        assert asked == ["encode"]
-    else:
-        lowvram.run("a cat", str(tiny), tmp_path / "x.png", steps=1)
-        assert asked == ["encode", "denoise", "decode"]
+        def _run(self) -> None:
+            self._stop.wait(60)
+            self.ended = self._stop.is_set()
+
+    def hear(progress: Progress) -> None:
+        assert begun[-1]._stop.is_set()  # told before anyone else
+
+    monkeypatch.setattr(processes, "ReadAhead", Seen)
+    made = lowvram.run("a cat", str(tiny), tmp_path / "x.png", steps=1, on_progress=hear)
+    stages = [each._stage for each in begun]
+    assert [name for name in stages if name in read_ahead._ROLES] == ["encode", "denoise", "decode"]
+    for report in made.stages:
+        if report["disk_read_bytes"] is not None:
+            assert report["disk_read_bytes"] >= 5

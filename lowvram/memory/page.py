@@ -170,7 +170,9 @@ def _stage(stage: Mapping[str, Any]) -> str:
 def _read(stage: Mapping[str, Any], disk: Line) -> str:
     predicted = (stage.get("predicted") or {}).get("disk_read_bytes")
     foretold = "" if predicted is None else f" (predicted {readable('_bytes', predicted)})"
-    return f"Read from disk: {readable('_bytes', disk.top)}{foretold}."
+    # The line has what the stage read itself; its weights may have been read ahead for it.
+    read = max(stage.get("disk_read_bytes") or 0, disk.top)
+    return f"Read from disk: {readable('_bytes', read)}{foretold}."
 
 
 def _legend(drawn: Chart) -> str:
