@@ -77,27 +77,25 @@ def weight_bytes(model: Model, role: str) -> int | None:
     component = model.get_family().component(role)
     if not component.dtype:
         return 0
-    source, subfolder = model.sources[role], model.subfolder(role)
-    config = find(source, _join(subfolder, "config.json"))
-    names = _weight_files(source, subfolder, _STEMS[component.class_name.split(".")[0]])
+    paths = weight_paths(model, role)
     try:
-        return None if config is None else sum((config.parent / n).stat().st_size for n in names)
+        return sum(path.stat().st_size for path in paths) if paths else None
     except OSError:
         return None
 
 
 def weight_paths(model: Model, role: str) -> list[Path]:
-    """A component's weight files, those that are here; the weights are not downloaded.
+    """Where a component's weight files are, or would be; they are not downloaded. Empty where
+    nothing of it is here.
 
     Raises:
-        ModelError: its small files are not to be had.
+        ModelError: its index cannot be read.
     """
     component = model.get_family().component(role)
     source, subfolder = model.sources[role], model.subfolder(role)
     config = find(source, _join(subfolder, "config.json"))
     names = _weight_files(source, subfolder, _STEMS[component.class_name.split(".")[0]])
-    paths = [] if config is None else [config.parent / name for name in names]
-    return [path for path in paths if path.is_file()]
+    return [] if config is None else [config.parent / name for name in names]
 
 
 def effective(config: Mapping[str, Any]) -> dict[str, Any]:

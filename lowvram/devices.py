@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     import torch
 
 DTYPE_NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+WITHOUT_FLOAT16 = {"cpu": "CPUs compute float16 slowly", "mps": "float16 overflows on MPS"}
 
 
 def choose_device(name: str) -> "torch.device":
@@ -56,10 +57,8 @@ def choose_dtype(
         return getattr(torch, DTYPE_NAMES[asked]), "as asked"
     if force_upcast:
         return torch.float32, "the VAE asks for it (force_upcast)"
-    if default == "float16" and device.type == "cpu":
-        return torch.float32, "CPUs compute float16 slowly"
-    if default == "float16" and device.type == "mps":
-        return torch.float32, "float16 overflows on MPS"
+    if default == "float16" and device.type in WITHOUT_FLOAT16:
+        return torch.float32, WITHOUT_FLOAT16[device.type]
     lacks = torch.cuda.is_available() and not torch.cuda.is_bf16_supported()
     if default == "bfloat16" and device.type == "cuda" and lacks:
         return torch.float32, "this GPU has no bfloat16, and float16 overflows in T5"

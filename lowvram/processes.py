@@ -61,42 +61,30 @@ class StageProcesses:
             LowvramError: what the stage raised.
             StageDiedError: its process ended without an answer, or it met a bug.
         """
-        with ReadAhead(stage, tasks, on_progress) as ahead:
-            told = self._told(stage, tasks, ahead.hear, on_outcome)
-        report = told.get("report")
-        if report and report.get("disk_read_bytes") is not None:
-            report["disk_read_bytes"] += ahead.bytes  # for the stage, though not by it
-        return told
-
-    def _told(
-        self,
-        stage: str,
-        tasks: Sequence[Mapping[str, Any]],
-        on_progress: OnProgress,
-        on_outcome: "OnTold",
-    ) -> dict[str, Any]:
-        worker = self._start()
-        assert worker.stdin is not None and worker.stdout is not None
-        with suppress(OSError):  # it has died: reading below says so
-            worker.stdin.write(json.dumps({"stage": stage, "tasks": list(tasks)}) + "\n")
-            worker.stdin.flush()
-        for line in worker.stdout:
-            event = json.loads(line)
-            kind = event.pop("event")
-            if event.pop("last", False):
-                self._leave()
-            if kind == "progress":
-                on_progress(Progress(**event))
-            elif kind == "outcome":
-                on_outcome(event["index"], event["outcome"])
-            elif kind == "log":
-                log.log(event["level"], "%s", event["message"])
-            elif kind == "done":
-                return dict(event)
-            elif kind == "error":
-                raise _error(stage, event)
-            elif kind == "died":
-                raise _died(stage, event["status"])
+        with ReadAhead(stage, tasks) as ahead:
+            worker = self._start()
+            assert worker.stdin is not None and worker.stdout is not None
+            with suppress(OSError):  # it has died: reading below says so
+                worker.stdin.write(json.dumps({"stage": stage, "tasks": list(tasks)}) + "\n")
+                worker.stdin.flush()
+            for line in worker.stdout:
+                event = json.loads(line)
+                kind = event.pop("event")
+                if event.pop("last", False):
+                    self._leave()
+                if kind == "progress":
+                    ahead.stop()
+                    on_progress(Progress(**event))
+                elif kind == "outcome":
+                    on_outcome(event["index"], event["outcome"])
+                elif kind == "log":
+                    log.log(event["level"], "%s", event["message"])
+                elif kind == "done":
+                    return _with_reads(event, ahead.ended())
+                elif kind == "error":
+                    raise _error(stage, event)
+                elif kind == "died":
+                    raise _died(stage, event["status"])
         status = worker.wait()
         self._leave()
         raise _died(stage, status)
@@ -157,6 +145,14 @@ def _terminate(worker: "subprocess.Popen[str]") -> None:
         with suppress(psutil.Error):
             child.kill()
     worker.kill()
+
+
+def _with_reads(told: Mapping[str, Any], read: int) -> dict[str, Any]:
+    """What a stage answered, with the bytes that were read for it, though not by it."""
+    report = told.get("report")
+    if report and report.get("disk_read_bytes") is not None:
+        report["disk_read_bytes"] += read
+    return dict(told)
 
 
 def _error(stage: str, event: Mapping[str, Any]) -> errors.LowvramError:

@@ -19,16 +19,10 @@ import psutil
 
 from lowvram import prepared
 from lowvram.contents import weight_paths
-from lowvram.devices import DTYPE_NAMES
-from lowvram.progress import OnProgress, Progress
+from lowvram.devices import DTYPE_NAMES, WITHOUT_FLOAT16
 from lowvram.repository import Model
+from lowvram.stages.dispatch import COMPONENTS
 
-_ROLES = {
-    "encode-image": "vae",
-    "encode": "text_encoder",
-    "denoise": "transformer",
-    "decode": "vae",
-}
 _BUFFER_BYTES = 1 << 20
 # A call reads so many times into the same buffer. After each the thread has to wait for the
 # interpreter, which imports give up every 5 ms only: by single buffers 0.2 GB/s would be the most.
@@ -39,40 +33,37 @@ _SHARE = 0.5  # of the free memory
 
 
 class ReadAhead:
-    """Reads for a stage that is carried out within this context, in a thread of its own.
+    """Reads for a stage that is carried out within this context, in a thread of its own."""
 
-    Attributes:
-        bytes: that a disk had to give, once the context is left; 0 where Linux does not say it.
-    """
-
-    def __init__(
-        self, stage: str, tasks: Sequence[Mapping[str, Any]], on_progress: OnProgress
-    ) -> None:
+    def __init__(self, stage: str, tasks: Sequence[Mapping[str, Any]]) -> None:
         """`tasks` as `request.tasks.to_json` gives them, of one model."""
-        self.bytes = 0
-        self._stage, self._tasks, self._on_progress = stage, tasks, on_progress
+        self._stage, self._tasks, self._bytes = stage, tasks, 0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="lowvram-ahead", daemon=True)
 
     def __enter__(self) -> Self:
         with suppress(RuntimeError):  # no more threads are allowed
-            if self._stage in _ROLES:
+            if self._stage in COMPONENTS:
                 self._thread.start()
         return self
 
     def __exit__(self, *error: object) -> None:
+        self.ended()
+
+    def stop(self) -> None:
+        """The stage has begun: what it reads it knows itself now, and it may be nothing
+        (embeddings that are kept).
+        """
+        self._stop.set()
+
+    def ended(self) -> int:
+        """Stop, and wait for that; the bytes that a disk had to give, 0 where Linux does not say
+        it.
+        """
         self._stop.set()
         if self._thread.ident is not None:
             self._thread.join(_PATIENCE)
-
-    def hear(self, progress: Progress) -> None:
-        """To be told the stage's progress, which goes on to whom it is for.
-
-        With the first of it most is imported, and nothing is read ahead any more: the stage finds
-        out what it reads, which may be nothing (embeddings that are kept).
-        """
-        self._stop.set()
-        self._on_progress(progress)
+        return self._bytes
 
     def _run(self) -> None:
         with suppress(Exception):  # see above
@@ -84,7 +75,7 @@ class ReadAhead:
         # Of this thread alone: a process's own account has what its children have read, too.
         with suppress(Exception):
             told = Path("/proc/thread-self/io").read_text(encoding="ascii")
-            self.bytes = int(told.partition("\nread_bytes: ")[2].split()[0])
+            self._bytes = int(told.partition("\nread_bytes: ")[2].split()[0])
 
     def _read(self, path: Path, most: int) -> int:
         """Read a file, at most so much; how much of it is in the page cache now.
@@ -108,28 +99,30 @@ def files_of(stage: str, tasks: Sequence[Mapping[str, Any]]) -> list[Path]:
         tasks = [task for task in tasks if not task["embeds"]]  # for the others nothing is loaded
     if not tasks:
         return []
-    task, role = tasks[0], _ROLES[stage]
+    task, role = tasks[0], COMPONENTS[stage][0]
     model = Model.from_record(task["model"])
     weights = task["weights"] if task.get("weights") in ("8bit", "4bit") else "whole"
     wanted = prepared.describe(model, role, weights, _dtype(model, role, task))
     folder = prepared.placed(wanted)
-    return weight_paths(model, role) if folder is None else sorted(folder.glob("*.safetensors"))
+    if folder is not None:
+        return sorted(folder.glob("*.safetensors"))
+    return [path for path in weight_paths(model, role) if path.is_file()]
 
 
 def _dtype(model: Model, role: str, task: Mapping[str, Any]) -> str:
     """What the stage will compute in: `devices.choose_dtype`, as far as no torch is needed."""
     if task["dtype"] != "auto":
         return DTYPE_NAMES[task["dtype"]]
-    default = model.get_family().component(role).dtype
-    without = task["device"] in ("cpu", "mps") or (task["device"] == "auto" and not _has_gpu())
-    return "float32" if default == "float16" and without else default
+    default, device = model.get_family().component(role).dtype, task["device"]
+    kind = _likely_device() if device == "auto" else device.partition(":")[0]
+    return "float32" if default == "float16" and kind in WITHOUT_FLOAT16 else default
 
 
-def _has_gpu() -> bool:
-    """Whether a card that computes float16 well may be there."""
+def _likely_device() -> str:
+    """What "auto" may come to, by the type's name in torch."""
     if sys.platform != "linux":
-        return sys.platform == "win32"
-    return any(Path(each).exists() for each in _GPU_DEVICES)
+        return "mps" if sys.platform == "darwin" else "cuda"
+    return "cuda" if any(Path(each).exists() for each in _GPU_DEVICES) else "cpu"
 
 
 def _read_into(file: FileIO, buffers: list[bytearray], position: int) -> None:

@@ -19,7 +19,7 @@ from dataclasses import asdict
 from typing import IO, Any
 
 from lowvram.errors import INTERRUPTED_EXIT_CODE, LowvramError
-from lowvram.stages.dispatch import carry_out
+from lowvram.stages.dispatch import COMPONENTS, STAGES, carry_out
 from lowvram.terminal import quiet_libraries
 
 
@@ -35,11 +35,6 @@ class _EventHandler(logging.Handler):
 
 
 _DRIVER_DEVICES = ("/dev/nvidia-uvm", "/dev/dxg")  # of the CUDA driver; the second under WSL2
-_LATER = {  # than a stage: roles of the components that are then loaded
-    "encode-image": ("text_encoder", "transformer", "scheduler", "vae"),
-    "encode": ("transformer", "scheduler", "vae"),
-    "denoise": ("vae",),
-}
 
 
 def main() -> None:
@@ -93,15 +88,16 @@ def _import_ahead(stage: str, tasks: Sequence[Mapping[str, Any]]) -> None:
     """
     import torch
 
-    if torch.version.cuda is not None or stage not in _LATER:
+    if torch.version.cuda is not None or stage not in STAGES:
         return
     with suppress(Exception):  # the stage that needs it says so better
         from lowvram.repository import Model
         from lowvram.weights.checkpoint import find_class
 
         family = Model.from_record(tasks[0]["model"]).get_family()
-        for role in _LATER[stage]:
-            find_class(family.component(role).class_name)
+        for later in STAGES[STAGES.index(stage) + 1 :]:
+            for role in COMPONENTS[later]:
+                find_class(family.component(role).class_name)
 
 
 def _driver_started() -> bool:

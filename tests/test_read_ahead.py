@@ -12,11 +12,12 @@ import pytest
 import lowvram
 from benchmarks.watched import evict
 from lowvram import prepared, processes, read_ahead
-from lowvram.progress import Progress, ignore
+from lowvram.progress import Progress
 from lowvram.read_ahead import ReadAhead, files_of
 from lowvram.repository import resolve
 from lowvram.request.run import resolve_run
 from lowvram.request.tasks import to_json
+from lowvram.stages.dispatch import COMPONENTS
 
 SIZE = 3 << 20  # bytes: three chunks
 
@@ -70,7 +71,7 @@ def test_of_a_transformer_what_its_dtype_asks_for(
     assert files_of("denoise", [task]) == own
     (made,) = files_of("denoise", [task | {"dtype": "fp16"}])
     assert made.parent.name == "transformer-float16"
-    monkeypatch.setattr(read_ahead, "_has_gpu", lambda: True)
+    monkeypatch.setattr(read_ahead, "_likely_device", lambda: "cuda")
     assert files_of("denoise", [task | {"device": "auto"}]) == [made]
 
 
@@ -96,9 +97,9 @@ def cold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
 def read_ahead_of() -> int:
     """Bytes that came from the disk, once all is read."""
-    with ReadAhead("encode", [{}], ignore) as ahead:
+    with ReadAhead("encode", [{}]) as ahead:
         ahead._thread.join(30)
-    return ahead.bytes
+    return ahead.ended()
 
 
 def test_files_are_read_once(cold: list[Path]) -> None:
@@ -110,7 +111,7 @@ def test_files_are_read_once(cold: list[Path]) -> None:
 
 
 def test_no_more_than_is_allowed(cold: list[Path]) -> None:
-    ahead, chunk = ReadAhead("encode", [{}], ignore), 1 << 20
+    ahead, chunk = ReadAhead("encode", [{}]), 1 << 20
     assert ahead._read(cold[0], chunk + 1) == 2 * chunk
     assert ahead._read(cold[0], 10 * SIZE) == SIZE
     ahead._stop.set()
@@ -122,14 +123,15 @@ def test_it_ends_when_the_stage_begins_to_load(
 ) -> None:
     monkeypatch.setattr(read_ahead, "files_of", lambda stage, tasks: itertools.cycle(cold))
     monkeypatch.setattr(read_ahead, "_SHARE", 1e9)  # it would go on for years
-    heard: list[Progress] = []
-    with ReadAhead("encode", [{}], heard.append) as ahead:
+    with ReadAhead("encode", [{}]) as ahead:
         assert ahead._thread.is_alive()
-        ahead.hear(Progress("encode", "loading the text encoder"))
+        ahead.stop()
         ahead._thread.join(30)
         assert not ahead._thread.is_alive()
-    assert [each.doing for each in heard] == ["loading the text encoder"]
-    with ReadAhead("plan", [{}], heard.append) as ahead:
+    with ReadAhead("encode", [{}]) as ahead:
+        pass
+    assert not ahead._thread.is_alive()
+    with ReadAhead("plan", [{}]) as ahead:
         assert not ahead._thread.is_alive()
 
 
@@ -137,20 +139,20 @@ def test_nothing_that_goes_wrong_is_told(monkeypatch: pytest.MonkeyPatch) -> Non
     raised: list[object] = []
     monkeypatch.setattr("threading.excepthook", raised.append)
     tasks = [{"embeds": "", "model": {}}]
-    with ReadAhead("encode", tasks, ignore) as ahead:
+    with ReadAhead("encode", tasks) as ahead:
         ahead._thread.join(30)
     monkeypatch.setattr(read_ahead, "files_of", lambda stage, tasks: [Path("nowhere.safetensors")])
-    with ReadAhead("encode", tasks, ignore) as ahead:
+    with ReadAhead("encode", tasks) as ahead:
         ahead._thread.join(30)
     monkeypatch.setattr("psutil.virtual_memory", lambda: 1 / 0)
-    with ReadAhead("encode", tasks, ignore) as ahead:
+    with ReadAhead("encode", tasks) as ahead:
         ahead._thread.join(30)
 
     def full(thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr(threading.Thread, "start", full)
-    with ReadAhead("encode", tasks, ignore):
+    with ReadAhead("encode", tasks):
         pass
     assert raised == []
 
@@ -164,12 +166,11 @@ def test_every_stage_of_a_run_is_read_ahead_for(
         def __enter__(self) -> "Seen":
             begun.append(self)
             super().__enter__()
-            self.bytes = 5
+            self._bytes = 5
             return self
 
         def _run(self) -> None:
             self._stop.wait(60)
-            self.ended = self._stop.is_set()
 
     def hear(progress: Progress) -> None:
         assert begun[-1]._stop.is_set()  # told before anyone else
@@ -177,7 +178,7 @@ def test_every_stage_of_a_run_is_read_ahead_for(
     monkeypatch.setattr(processes, "ReadAhead", Seen)
     made = lowvram.run("a cat", str(tiny), tmp_path / "x.png", steps=1, on_progress=hear)
     stages = [each._stage for each in begun]
-    assert [name for name in stages if name in read_ahead._ROLES] == ["encode", "denoise", "decode"]
+    assert [name for name in stages if name in COMPONENTS] == ["encode", "denoise", "decode"]
     for report in made.stages:
         if report["disk_read_bytes"] is not None:
             assert report["disk_read_bytes"] >= 5

@@ -17,11 +17,17 @@ _TIMES = "{:.2f}".format
 
 @dataclass(frozen=True)
 class Figure:
-    """A measured value, and the published recipe's: a value or how it failed; None for none."""
+    """A measured value; None for none.
+
+    Attributes:
+        published: the published recipe's: a value, or how it failed.
+        foretold: what the stage that needs most would hold in its smallest budget.
+    """
 
     value: float | None
     where: str
     published: float | str | None = None
+    foretold: float | None = None
 
 
 @dataclass(frozen=True)
@@ -30,7 +36,6 @@ class Goal:
 
     Attributes:
         bound: the value to stay below, or to reach where `at_least`.
-        side: px of the pictures whose least allocated peak is foretold; 0 for none.
         measure: its figure from the results; None where there is none.
     """
 
@@ -39,7 +44,6 @@ class Goal:
     measure: Callable[[Results], Figure | None]
     shown: Callable[[float], str] = gigabytes
     at_least: bool = False
-    side: int = 0
 
 
 def goals_table(results: Results) -> str:
@@ -81,17 +85,7 @@ def _row(goal: Goal, results: Results) -> Iterator[str]:
         over = goal.bound - figure.value if goal.at_least else figure.value - goal.bound
         yield f"{goal.shown(over)} ({over / goal.bound:.0%})" if over > 0 else "met"
         yield figure.where
-    yield _foretold(results, goal.side)
-
-
-def _foretold(results: Results, side: int) -> str:
-    """What the stage that needs most would hold in its smallest budget."""
-    held = [
-        row["predicted"]["peak_allocated_bytes"]
-        for row in results.get("foretold", {}).get("rows") or []
-        if side and row["side"] in (0, side)
-    ]
-    return gigabytes(max(held)) if held else "–"
+    yield "–" if figure.foretold is None else goal.shown(figure.foretold)
 
 
 def _peak(field: str, size: int) -> Callable[[Results], Figure | None]:
@@ -102,8 +96,12 @@ def _peak(field: str, size: int) -> Callable[[Results], Figure | None]:
         ours = gpu.least_peak(found, gpu.OURS, size, field)
         theirs = gpu.least_peak(found, gpu.PUBLISHED, size, field)
         if ours is None or isinstance(ours, str):
-            return _by_stage(results, field, size, theirs)
-        return Figure(ours, f"gpu.json, {size} px", theirs)
+            figure = _by_stage(results, field, size, theirs)
+        else:
+            figure = Figure(ours, f"gpu.json, {size} px", theirs)
+        foretold = results.get("foretold", {}).get("rows") or []
+        held = [r["predicted"].get(field) for r in foretold if r["side"] in (0, size)]
+        return replace(figure, foretold=max(filter(None, held), default=None))
 
     return measure
 
@@ -149,10 +147,11 @@ def _above(bare: int, found: Figure) -> Figure:
     if not bare:
         return replace(found, where=f"{found.where}, interpreter included")
     theirs = found.published
-    return Figure(
-        None if found.value is None else found.value - bare,
-        f"{found.where}, above {gigabytes(bare)} of libraries",
-        theirs - bare if isinstance(theirs, float | int) else theirs,
+    return replace(
+        found,
+        value=None if found.value is None else found.value - bare,
+        where=f"{found.where}, above {gigabytes(bare)} of libraries",
+        published=theirs - bare if isinstance(theirs, float | int) else theirs,
     )
 
 
@@ -188,13 +187,11 @@ def _throughput(results: Results) -> Figure | None:
 
 
 GOALS = (
-    Goal(
-        "peak allocated, any stage, 1024 px", 0.5e9, _peak("peak_allocated_bytes", 1024), side=1024
-    ),
-    Goal("the same, stretch", 0.27e9, _peak("peak_allocated_bytes", 1024), side=1024),
+    Goal("peak allocated, any stage, 1024 px", 0.5e9, _peak("peak_allocated_bytes", 1024)),
+    Goal("the same, stretch", 0.27e9, _peak("peak_allocated_bytes", 1024)),
     Goal("process peak, context included, 1024 px", 1e9, _peak("peak_process_bytes", 1024)),
-    Goal("peak allocated, 2048 px", 0.8e9, _peak("peak_allocated_bytes", 2048), side=2048),
-    Goal("peak allocated, 4096 px", 2e9, _peak("peak_allocated_bytes", 4096), side=4096),
+    Goal("peak allocated, 2048 px", 0.8e9, _peak("peak_allocated_bytes", 2048)),
+    Goal("peak allocated, 4096 px", 2e9, _peak("peak_allocated_bytes", 4096)),
     Goal("host RAM peak above the interpreter", 2e9, _host),
     Goal("no goal of ours: the same on a CPU, which computes too", 2e9, _host_on_cpu),
     Goal("command to first picture, cold, prepared", 0.5, _first_picture("prepared"), _TIMES),

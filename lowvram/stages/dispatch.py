@@ -26,6 +26,13 @@ _STAGES: dict[str, tuple[Any, Callable[..., Any]]] = {
     "decode": (DecodeTask, decode_each),
 }
 STAGES = tuple(_STAGES)
+# Roles of what each computes with, that whose weights it loads first.
+COMPONENTS = {
+    "encode-image": ("vae",),
+    "encode": ("text_encoder",),
+    "denoise": ("transformer", "scheduler"),
+    "decode": ("vae",),
+}
 
 # A task's place in the list, and what came of it: {"paths", "items"}, or an error as `told` has it.
 OnTold = Callable[[int, dict[str, Any]], None]

@@ -64,7 +64,6 @@ class Reader:
         self._family = family
         self._tokenizer = tokenizer
         self._warned: set[str] = set()
-        self._noted: set[str] = set()  # prompts without a known word, and what a model knows
 
     def jobs(self, tasks: Iterable[EncodeTask], outcomes: Outcomes) -> Iterator[Job]:
         """The tasks that can be done; what is wrong with the others is their outcome."""
@@ -81,9 +80,8 @@ class Reader:
         for prompt, negative in zip(task.prompts, task.negative_prompts, strict=True):
             if note := self._family.prompt_note(task.model["name"], prompt):
                 said = f"nothing in the prompt “{_shortened(prompt)}” is known here"
-                if said not in self._noted:
-                    log.warning("%s", said if note in self._noted else f"{said}: {note}")
-                self._noted |= {said, note}
+                self._warn(said, "" if note in self._warned else f": {note}")
+                self._warned.add(note)
             read = {
                 "": self._read(prompt, "prompt", task),
                 "negative_": self._read(negative, "negative prompt", task),
@@ -143,10 +141,11 @@ class Reader:
             self._warn(f"{control[0]} in {said} is not a control token: read as plain text")
         return text
 
-    def _warn(self, message: str) -> None:
+    def _warn(self, message: str, more: str = "") -> None:
+        """Say it once, whatever more there is to say."""
         if message not in self._warned:
             self._warned.add(message)
-            log.warning("%s", message)
+            log.warning("%s", message + more)
 
 
 def _shortened(text: str) -> str:
