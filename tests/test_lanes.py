@@ -85,7 +85,7 @@ def on(stream: Stream) -> Iterator[None]:
 
 
 class Bench:
-    """A lane whose copies are `copying`'s work, and a computation that reads what has landed."""
+    """A lane, and a computation that reads what has landed."""
 
     def __init__(self, folder: Path, slots: int, keep: bool) -> None:
         tensors = {f"{index}": torch.full((1000,), float(index)) for index in range(UNITS)}
