@@ -16,7 +16,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.machine import recorded, save
-from lowvram.families.pixart import _bins
+from lowvram.bins import bins
 from lowvram.pixels.fit import cover_size
 
 CELLS = (32, 64, 128, 256)
@@ -25,8 +25,7 @@ SIDES = np.arange(256, 4097)
 
 def bins_of(cells: int, height: int) -> tuple[np.ndarray, np.ndarray]:
     """Width and height that are computed for each width with that height."""
-    table = _bins(cells)
-    assert table is not None
+    table = bins(cells)
     ratios, sizes = np.array(list(table)), np.array(list(table.values()))
     nearest = np.abs(ratios[:, None] - height / SIDES[None, :]).argmin(0)
     return sizes[nearest, 1], sizes[nearest, 0]

@@ -136,11 +136,6 @@ class Model:
         entries = (entry for family in all_families().values() for entry in family.models.values())
         return any(role in entry.pickled and entry.repository == place for entry in entries)
 
-    def local_files(self, role: str) -> list[Path]:
-        """The component's safetensors that are here already; nothing is downloaded."""
-        config = find(self.sources[role], f"{self.subfolder(role)}/config.json".removeprefix("/"))
-        return [] if config is None else sorted(config.parent.glob("*.safetensors"))
-
     def subfolder(self, role: str) -> str:
         """Where the component lies in its source; "" for one saved on its own."""
         subfolder = self.get_family().component(role).subfolder

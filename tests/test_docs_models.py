@@ -7,9 +7,9 @@ from pages import commands, text_of
 from PIL import Image
 
 from lowvram import cli
+from lowvram.bins import bins
 from lowvram.families import all_families
 from lowvram.families.family import Family, Published
-from lowvram.families.pixart import _bins
 
 ENTRIES = [
     (family, name, entry)
@@ -53,8 +53,7 @@ def test_every_model_is_listed(family: Family, name: str, entry: Published) -> N
 def test_tables_of_sizes() -> None:
     text = text_of("sizes.md")
     for cells, name in ((32, "256 px"), (64, "512 px"), (128, "1024 px"), (256, "2K")):
-        table = _bins(cells)
-        assert table is not None
+        table = bins(cells)
         (height, width), (last_height, last_width) = (list(table.values())[i] for i in (0, -1))
         row = f"| {name} | {len(table)} sizes | {width}x{height} | {last_width}x{last_height} |"
         assert row in text

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from lowvram.errors import RequestError
 from lowvram.families.family import Size
 from lowvram.memory.budget import parse_bytes
-from lowvram.request.denoise import MAX_IMAGES
+from lowvram.request.seeds import MAX_IMAGES
 
 Number = TypeVar("Number", int, float)
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from lowvram.bins import BINNED, nearest_bin
 from lowvram.errors import RequestError
 from lowvram.families.family import Component, Config, Family, Published, Size, guide
 
@@ -38,21 +39,6 @@ DPM_SOLVER = {
     "_class_name": "DPMSolverMultistepScheduler", "algorithm_type": "dpmsolver++",
     "solver_order": 2, "beta_schedule": "linear", "beta_start": 0.0001, "beta_end": 0.02,
     "prediction_type": "epsilon",
-}  # fmt: skip
-
-# Aspect ratio (height / width) to height and width in 1/16 of the model's side: the sizes of the
-# 256, 512 and 1024 px models, and what the 2K model has besides (diffusers' four tables).
-_BINS = {
-    0.25: (8, 32), 0.28: (8, 29), 0.32: (9, 28), 0.33: (9, 27), 0.35: (9, 26), 0.4: (10, 25),
-    0.42: (10, 24), 0.48: (11, 23), 0.5: (11, 22), 0.52: (11, 21), 0.57: (12, 21), 0.6: (12, 20),
-    0.68: (13, 19), 0.72: (13, 18), 0.78: (14, 18), 0.82: (14, 17), 0.88: (15, 17), 0.94: (15, 16),
-    1.0: (16, 16), 1.07: (16, 15), 1.13: (17, 15), 1.21: (17, 14), 1.29: (18, 14), 1.38: (18, 13),
-    1.46: (19, 13), 1.67: (20, 12), 1.75: (21, 12), 2.0: (22, 11), 2.09: (23, 11), 2.4: (24, 10),
-    2.5: (25, 10), 3.0: (27, 9), 4.0: (32, 8),
-}  # fmt: skip
-_BINS_2K = {
-    0.26: (8, 31), 0.27: (8, 30), 2.89: (26, 9), 3.11: (28, 9), 3.62: (29, 8), 3.75: (30, 8),
-    3.88: (31, 8),
 }  # fmt: skip
 
 
@@ -209,12 +195,10 @@ class PixArtSigma(Family):
     def size_like(self, configs: Mapping[str, Config], picture: Size, binning: bool) -> Size:
         """The nearest bin; without bins the model's own area, in multiples of 16 px."""
         cells, step = int(configs["transformer"]["sample_size"]), _step(configs)
-        bins = _bins(cells) if binning else None
+        if binning and cells in BINNED:
+            return Size(*nearest_bin(cells, picture.width, picture.height))
         aspect = picture.height / picture.width
-        if bins is not None:
-            height, width = bins[min(bins, key=lambda ratio: abs(ratio - aspect))]
-            return Size(width, height)
-        side = cells * _pixels_per_cell(configs["vae"])
+        side = _side(configs)
         sides = (side * aspect**-0.5, side * aspect**0.5)
         return Size(*(min(MAX_SIDE, max(step, round(each / step) * step)) for each in sides))
 
@@ -222,23 +206,18 @@ class PixArtSigma(Family):
         self, configs: Mapping[str, Config], size: Size | None, binning: bool
     ) -> tuple[Size, Size]:
         """Bins as the pipeline does; without bins (or a table of them) multiples of 16 px."""
-        cells = int(configs["transformer"]["sample_size"])
-        pixels_per_cell = _pixels_per_cell(configs["vae"])
-        asked = size or Size(cells * pixels_per_cell, cells * pixels_per_cell)
-        if not all(MIN_SIDE <= side <= MAX_SIDE for side in (asked.width, asked.height)):
+        cells, side = int(configs["transformer"]["sample_size"]), _side(configs)
+        asked = size or Size(side, side)
+        sides = (asked.width, asked.height)
+        if not all(MIN_SIDE <= side <= MAX_SIDE for side in sides):
             raise RequestError(
                 f"size {asked} is out of range: each side must be {MIN_SIDE} to {MAX_SIDE} px"
             )
-        bins = _bins(cells) if binning else None
-        if bins is not None:
-            aspect = asked.height / asked.width
-            height, width = bins[min(bins, key=lambda ratio: abs(ratio - aspect))]
-            return asked, Size(width, height)
+        if binning and cells in BINNED:
+            return asked, Size(*nearest_bin(cells, asked.width, asked.height))
         step = _step(configs)
-        if asked.width % step or asked.height % step:
-            nearest = Size(
-                *(max(step, round(s / step) * step) for s in (asked.width, asked.height))
-            )
+        if any(side % step for side in sides):
+            nearest = Size(*(max(step, round(side / step) * step) for side in sides))
             raise RequestError(
                 f"size {asked} is not a multiple of {step} px, which this model needs"
                 f"{'' if binning else ' without binning'}: use {nearest}"
@@ -249,7 +228,7 @@ class PixArtSigma(Family):
         self, name: str, configs: Mapping[str, Config], requested: Size, rendered: Size
     ) -> str:
         """For more than the model was trained for, and for what will be scaled up."""
-        side = int(configs["transformer"]["sample_size"]) * _pixels_per_cell(configs["vae"])
+        side = _side(configs)
         computed = rendered.width * rendered.height
         if computed > MOST_TRAINED_SIDE**2:
             return (
@@ -273,6 +252,11 @@ class PixArtSigma(Family):
         return channels, rendered.height // pixels, rendered.width // pixels
 
 
+def _side(configs: Mapping[str, Config]) -> int:
+    """Of the square that the model was trained for, px."""
+    return int(configs["transformer"]["sample_size"]) * _pixels_per_cell(configs["vae"])
+
+
 def _step(configs: Mapping[str, Config]) -> int:
     """Of what sides are multiples, px."""
     return _pixels_per_cell(configs["vae"]) * int(configs["transformer"]["patch_size"])
@@ -280,15 +264,6 @@ def _step(configs: Mapping[str, Config]) -> int:
 
 def _pixels_per_cell(vae: Config) -> int:
     return int(2 ** (len(vae["block_out_channels"]) - 1))
-
-
-def _bins(cells: int) -> dict[float, tuple[int, int]] | None:
-    """Height and width in px by aspect ratio, for the model's `sample_size`."""
-    if cells not in (32, 64, 128, 256):
-        return None
-    table = _BINS | (_BINS_2K if cells == 256 else {})
-    unit = cells * 8 // 16
-    return {ratio: (h * unit, w * unit) for ratio, (h, w) in sorted(table.items())}
 
 
 @cache

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lowvram.errors import RequestError
+from lowvram.request.seeds import MAX_SEED
 
 PLACES = (0.0, 0.25, 0.5, 0.75, 1.0)
 MAX_PLACES = 1000
@@ -47,6 +48,6 @@ def check_between(
         )
     if latents is not None:
         raise RequestError("--latents is the noise, and so are two seeds: give one of them")
-    if not 0 <= towards < 2**63:
-        raise RequestError(f"--towards {towards} is out of range: 0 to {2**63 - 1}")
+    if not 0 <= towards <= MAX_SEED:
+        raise RequestError(f"--towards {towards} is out of range: 0 to {MAX_SEED}")
     return places

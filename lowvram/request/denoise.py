@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from operator import index
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -14,6 +13,7 @@ from lowvram.request.between import check_between
 from lowvram.request.checks import artifact, budget, in_range, one_of
 from lowvram.request.encode import DTYPES
 from lowvram.request.schedulers import SIGMA_SPACINGS, SPACINGS, check_steps, scheduler_name
+from lowvram.request.seeds import seeds_of_pictures
 from lowvram.request.start import (
     SavedLatents,
     check_pictures,
@@ -25,8 +25,6 @@ from lowvram.request.start import (
 log = logging.getLogger(__name__)
 
 TRANSFORMER_WEIGHTS = ("auto", "whole", "stream")
-MAX_SEED = 2**63 - 1
-MAX_IMAGES = 10_000
 
 
 @dataclass(frozen=True)
@@ -193,8 +191,9 @@ def resolve_denoise(
         RequestError: names the value and the way out.
     """
     places = check_between(seed, images_per_prompt, towards, at, latents)
-    first = [index(seed)] * len(places) if places and not isinstance(seed, Sequence) else seed
-    seeds, images = _seeds(first, images_per_prompt, prompts)
+    if places and not isinstance(seed, Sequence):
+        seed = [seed] * len(places)
+    seeds, images = seeds_of_pictures(seed, images_per_prompt, prompts)
     if model.timesteps and steps is None and timesteps is None and sigmas is None:
         timesteps = model.timesteps
     check_steps(steps, timesteps, sigmas, eta, spacing, sigma_spacing)
@@ -291,24 +290,3 @@ def _aesthetic_scores(given: Sequence[float] | None, family: Family) -> tuple[fl
             f"--aesthetic {list(given)} is not two numbers from 0 to 10: for example 6,2.5"
         )
     return tuple(float(score) for score in given)
-
-
-def _seeds(
-    seed: int | Sequence[int], images: int | None, prompts: int
-) -> tuple[tuple[int, ...], int]:
-    """One seed per picture, prompt by prompt; and the pictures per prompt."""
-    if isinstance(seed, Sequence):
-        images = in_range("--images", len(seed) if images is None else images, 1, MAX_IMAGES)
-        seeds = tuple(index(each) for each in seed) * (prompts if len(seed) == images else 1)
-    else:
-        images = in_range("--images", 1 if images is None else images, 1, MAX_IMAGES)
-        seeds = tuple(range(index(seed), index(seed) + images)) * prompts
-    if len(seeds) != images * prompts:
-        raise RequestError(
-            f"{len(seeds)} seeds for {images * prompts} pictures "
-            f"({prompts} prompts, {images} each): "
-            "give one seed, as many as --images, or one for each picture"
-        )
-    if not all(0 <= each <= MAX_SEED for each in seeds):
-        raise RequestError(f"seeds must be between 0 and {MAX_SEED}: {seed}")
-    return seeds, images

@@ -10,6 +10,7 @@ from lowvram.families.family import Size
 from lowvram.repository import Model
 from lowvram.request.checks import artifact, budget, in_range, one_of
 from lowvram.request.encode import DTYPES
+from lowvram.request.seeds import MAX_SEED
 
 ENCODES = ("auto", "whole", "strips")
 
@@ -125,5 +126,5 @@ def _sample_seeds(given: int | Sequence[int] | None, pictures: int) -> tuple[int
             f"{len(seeds)} sample seeds for {pictures} pictures: give one, or as many"
         )
     for seed in seeds:
-        in_range("--sample-seed", seed, 0, 2**63 - 1)
+        in_range("--sample-seed", seed, 0, MAX_SEED)
     return seeds

@@ -1,10 +1,10 @@
 """What a picture starts from instead of noise: latents that are there already."""
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
 from lowvram import artifacts
+from lowvram.contents import file_sha256, weight_bytes, weight_paths
 from lowvram.errors import ArtifactError, RequestError
 from lowvram.families.family import Size
 from lowvram.repository import Model
@@ -124,9 +124,13 @@ def _same_vae(one: Model, other: Model) -> bool:
         return False
     if sources[0] == sources[1]:
         return True
-    files = one.local_files("vae"), other.local_files("vae")
-    sizes = [[path.stat().st_size for path in each] for each in files]
-    return bool(files[0]) and sizes[0] == sizes[1] and _digest(files[0]) == _digest(files[1])
+    sizes = [weight_bytes(each, "vae") for each in (one, other)]
+    if sizes[0] is None or sizes[0] != sizes[1]:
+        return False
+    ours, theirs = (
+        [file_sha256(path) for path in weight_paths(each, "vae")] for each in (one, other)
+    )
+    return ours == theirs
 
 
 def _of_another_vae(path: str | Path, made_by: Model, model: Model) -> str:
@@ -145,11 +149,3 @@ def _of_another_vae(path: str | Path, made_by: Model, model: Model) -> str:
         f"{path} was made with the VAE of {own}, which is not that of {wanted}: "
         f"give --vae {own}, or {again}{vae}"
     )
-
-
-def _digest(files: list[Path]) -> list[str]:
-    digests = []
-    for path in files:
-        with open(path, "rb") as file:
-            digests.append(hashlib.file_digest(file, "sha256").hexdigest())
-    return digests

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from lowvram.contents import weight_bytes
 from lowvram.memory.plan import Need, Room
 from lowvram.memory.predict import Trace, cuda_peaks, without_storage
 from lowvram.repository import Model
@@ -66,5 +67,6 @@ def need(
 
 def stored_bytes(model: Model, role: str, network: "nn.Module") -> int:
     """Bytes of a component's files; where they are not here yet, as float32, which is published."""
-    found = sum(path.stat().st_size for path in model.local_files(role))
-    return found or 4 * sum(parameter.numel() for parameter in network.parameters())
+    return weight_bytes(model, role) or 4 * sum(
+        parameter.numel() for parameter in network.parameters()
+    )
