@@ -18,11 +18,19 @@ from typing import Any
 
 from lowvram import artifacts
 from lowvram.errors import LowvramError, ModelError
-from lowvram.files import Source, find, read_json, sha256_on_hub, user_cache
-from lowvram.pickled import STEM
+from lowvram.files import (
+    STEMS,
+    Source,
+    find,
+    missing_weights,
+    named_in_index,
+    read_json,
+    sha256_on_hub,
+    user_cache,
+    weight_names,
+)
 from lowvram.repository import Model
 
-_STEMS = {"transformers": "model", "diffusers": "diffusion_pytorch_model"}  # of weight files
 _TOKENIZER = (
     "spiece.model",
     "tokenizer.json",
@@ -56,9 +64,9 @@ def component_key(model: Model, role: str) -> str:
     facts: dict[str, Any] = {"class": component.class_name if component.dtype else role}
     if component.dtype:
         facts["config"] = effective(model.config(role))
-        names = _weight_files(source, subfolder, _STEMS[component.class_name.split(".")[0]])
+        names = _weight_files(model, role)
         if model.is_pickled(role):
-            names = [f"{STEM}.bin"]
+            names = [f"{STEMS['diffusers']}.bin"]
         facts["files"] = sorted(_sha256(source, subfolder, name) for name in names)
     elif component.needs:
         facts["files"] = dict(_small_files(source, subfolder))
@@ -91,10 +99,8 @@ def weight_paths(model: Model, role: str) -> list[Path]:
     Raises:
         ModelError: its index cannot be read.
     """
-    component = model.get_family().component(role)
-    source, subfolder = model.sources[role], model.subfolder(role)
-    config = find(source, _join(subfolder, "config.json"))
-    names = _weight_files(source, subfolder, _STEMS[component.class_name.split(".")[0]])
+    config = find(model.sources[role], _join(model.subfolder(role), "config.json"))
+    names = _weight_files(model, role)
     return [] if config is None else [config.parent / name for name in names]
 
 
@@ -129,18 +135,18 @@ def file_sha256(path: Path) -> str:
     return found
 
 
-def _weight_files(source: Source, subfolder: str, stem: str) -> list[str]:
+def _weight_files(model: Model, role: str) -> list[str]:
     """Names of the safetensors that a component consists of."""
+    source, subfolder = model.sources[role], model.subfolder(role)
+    if source.kind != "hub":
+        folder = source.folder / subfolder
+        names = weight_names(folder)
+        if not names:
+            raise ModelError(f"{folder} has no {missing_weights(folder)}: check the folder")
+        return names
+    stem = STEMS[model.get_family().component(role).class_name.split(".")[0]]
     index = find(source, _join(subfolder, f"{stem}.safetensors.index.json"))
-    if index is not None:
-        return sorted(set(read_json(index).get("weight_map", {}).values()))
-    folder = source.folder / subfolder
-    if source.kind == "hub" or (folder / f"{stem}.safetensors").is_file():
-        return [f"{stem}.safetensors"]
-    found = sorted(path.name for path in folder.glob("*.safetensors"))
-    if not found:
-        raise ModelError(f"{folder} has no .safetensors file: download or prepare it again")
-    return found[:1]
+    return [f"{stem}.safetensors"] if index is None else named_in_index(index)
 
 
 def _sha256(source: Source, subfolder: str, name: str) -> str:

@@ -34,6 +34,13 @@ _UNWANTED = (
     "*openvino_*",
 )
 _SAMPLED_BYTES = 1 << 16
+STEMS = {"transformers": "model", "diffusers": "diffusion_pytorch_model"}  # of weight files
+_LISTINGS = (
+    f"{STEMS['transformers']}.safetensors",
+    f"{STEMS['transformers']}.safetensors.index.json",
+    f"{STEMS['diffusers']}.safetensors.index.json",
+    f"{STEMS['diffusers']}.safetensors",
+)
 
 
 @dataclass(frozen=True)
@@ -193,13 +200,40 @@ def sha256_on_hub(source: Source, name: str) -> str:
     return str(large.sha256)
 
 
+def weight_names(folder: Path) -> list[str]:
+    """Names of the safetensors that a component in a folder consists of, those of an index whether
+    they are there or not; none where there is neither index nor file.
+
+    Only what transformers' and diffusers' `from_pretrained` look for, in their order: variants
+    ("model.fp16.safetensors") are other weights.
+
+    Raises:
+        ModelError: the index cannot be read.
+    """
+    for listing in _LISTINGS:
+        if (folder / listing).is_file():
+            return named_in_index(folder / listing) if listing.endswith(".json") else [listing]
+    return []
+
+
+def named_in_index(index: Path) -> list[str]:
+    """Names of the files that an index of safetensors lists.
+
+    Raises:
+        ModelError: it cannot be read.
+    """
+    listed = read_json(index).get("weight_map")
+    if not isinstance(listed, dict) or not all(isinstance(name, str) for name in listed.values()):
+        raise ModelError(f"{index} does not say which files hold the weights: download it again")
+    return sorted(set(listed.values()))
+
+
 def missing_weights(folder: Path) -> str:
     """Name of a weight file that should be in the folder and is not; "" when all are there."""
-    for index in folder.glob("*.safetensors.index.json"):
-        for name in sorted(set(read_json(index).get("weight_map", {}).values())):
-            if not (folder / name).is_file():
-                return str(name)
-    return "" if any(folder.glob("*.safetensors")) else ".safetensors file"
+    names = weight_names(folder)
+    if not names:
+        return f"{STEMS['transformers']}.safetensors or {STEMS['diffusers']}.safetensors"
+    return next((name for name in names if not (folder / name).is_file()), "")
 
 
 def _unavailable(source: Source, error: Exception) -> LowvramError:

@@ -12,11 +12,11 @@ import shutil
 from pathlib import Path
 
 from lowvram.errors import LowvramError, ModelError, first_line, storage_error
-from lowvram.files import Source, file_of, missing_weights, user_cache
+from lowvram.files import STEMS, Source, file_of, missing_weights, user_cache
 
 log = logging.getLogger(__name__)
 
-STEM = "diffusion_pytorch_model"
+_STEM = STEMS["diffusers"]
 
 
 def unpickled(source: Source, subfolder: str, folder: Path) -> Path:
@@ -36,7 +36,7 @@ def unpickled(source: Source, subfolder: str, folder: Path) -> Path:
     target = user_cache() / "unpickled" / f"{Path(source.place).name}-{digest}"
     if _is_made(target):
         return target
-    pickle = file_of(source, f"{subfolder}/{STEM}.bin".lstrip("/"))
+    pickle = file_of(source, f"{subfolder}/{_STEM}.bin".lstrip("/"))
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(target.with_suffix(".lock")):
@@ -73,8 +73,8 @@ def _convert(pickle: Path, folder: Path, target: Path) -> None:
     try:
         part.mkdir()
         shutil.copy(folder / "config.json", part)
-        save_file(tensors, part / f"{STEM}.safetensors", {"format": "pt"})
-        with open(part / f"{STEM}.safetensors", "rb+") as file:
+        save_file(tensors, part / f"{_STEM}.safetensors", {"format": "pt"})
+        with open(part / f"{_STEM}.safetensors", "rb+") as file:
             os.fsync(file.fileno())
         shutil.rmtree(target, ignore_errors=True)
         os.replace(part, target)

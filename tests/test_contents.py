@@ -114,3 +114,37 @@ def test_the_hub_knows_without_reading(
             ],
         )
     assert {role: component_key(model, role) for role in ROLES} == keys(tiny)
+
+
+@pytest.mark.parametrize(
+    ("there", "found"),
+    [
+        ((), []),
+        (("model.fp16.safetensors",), []),  # what a download of a variant leaves in the cache
+        (("model.fp16.safetensors", "model.safetensors"), ["model.safetensors"]),
+        (("model.safetensors", "model.safetensors.index.json"), ["model.safetensors"]),
+        (("model.safetensors.index.json",), ["a", "b"]),
+        (
+            (
+                "diffusion_pytorch_model.safetensors.index.json",
+                "diffusion_pytorch_model.safetensors",
+            ),
+            ["a", "b"],
+        ),
+        (("diffusion_pytorch_model.safetensors",), ["diffusion_pytorch_model.safetensors"]),
+    ],
+)
+def test_weight_files_are_those_that_the_libraries_load(
+    there: tuple[str, ...], found: list[str], tmp_path: Path
+) -> None:
+    for name in there:
+        (tmp_path / name).write_text('{"weight_map": {"x": "b", "y": "a", "z": "b"}}')
+    assert files.weight_names(tmp_path) == found
+    assert bool(files.missing_weights(tmp_path)) == (found in ([], ["a", "b"]))
+
+
+@pytest.mark.parametrize("index", ["{}", '{"weight_map": []}', '{"weight_map": {"x": 1}}', "["])
+def test_a_damaged_index_is_one_line(index: str, tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors.index.json").write_text(index)
+    with pytest.raises(errors.ModelError, match=r"index\.json"):
+        files.weight_names(tmp_path)

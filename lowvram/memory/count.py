@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -91,5 +92,19 @@ def fake_device() -> Iterator[torch.device]:
     from torch._functorch import config
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    with config.patch(fake_tensor_allow_meta=True), FakeTensorMode():
+    with config.patch(fake_tensor_allow_meta=True), FakeTensorMode(), _Constants():
         yield torch.device("meta")
+
+
+class _Constants(TorchFunctionMode):
+    """Makes `torch.tensor(...)` on the host and moves it: on "meta" it is no fake tensor in
+    inference mode, and what meets it fails (T5's mask in transformers 5.10)."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is torch.tensor and kwargs.get("device") is not None:
+            device = kwargs.pop("device")
+            return torch.tensor(*args, **kwargs).to(device)
+        return func(*args, **kwargs)

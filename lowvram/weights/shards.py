@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from lowvram.errors import ModelError
+from lowvram.files import weight_names
 from lowvram.weights.tensor_files import DTYPES
 
 _DTYPES = {name: dtype for dtype, name in DTYPES.items()}
 _PIECE_BYTES = 1 << 20  # read at a time where values are converted: nothing beside a window
 _WARM_BYTES = 1 << 20  # stays in the processor's cache, so that only the file is waited for
-_NAMES = ("model.safetensors", "diffusion_pytorch_model.safetensors")
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,10 @@ class Shards:
         self.folder = folder
         self.tensors: dict[str, Stored] = {}
         self._maps: dict[Path, mmap.mmap] = {}
-        for path in _files(folder):
-            self.tensors |= _header(path)
+        for name in weight_names(folder):
+            self.tensors |= _header(folder / name)
+        if not self.tensors:
+            raise ModelError(f"{folder} has no weights: download or prepare it again")
 
     def read(self, name: str, dtype: torch.dtype) -> Tensor:
         """A tensor in memory of its own."""
@@ -135,18 +137,6 @@ class Shards:
                 # ACCESS_COPY, because torch warns of memory that may not be written
                 self._maps[path] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
         return self._maps[path]
-
-
-def _files(folder: Path) -> list[Path]:
-    """The files of a component: what its index lists, or the one there is."""
-    for index in sorted(folder.glob("*.safetensors.index.json")):
-        listed = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
-        return [folder / name for name in sorted(set(listed))]
-    named = [folder / name for name in _NAMES if (folder / name).is_file()]
-    found = named or sorted(folder.glob("*.safetensors"))
-    if not found:
-        raise ModelError(f"{folder} has no .safetensors file: download or prepare it again")
-    return found[:1]
 
 
 def _header(path: Path) -> dict[str, Stored]:
