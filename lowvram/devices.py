@@ -59,8 +59,8 @@ def choose_dtype(
         return torch.float32, "the VAE asks for it (force_upcast)"
     if default == "float16" and device.type in WITHOUT_FLOAT16:
         return torch.float32, WITHOUT_FLOAT16[device.type]
-    lacks = torch.cuda.is_available() and not torch.cuda.is_bf16_supported()
-    if default == "bfloat16" and device.type == "cuda" and lacks:
+    # True where the device can only emulate it, too: slow, and as exact.
+    if default == "bfloat16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
         return torch.float32, "this GPU has no bfloat16, and float16 overflows in T5"
     return getattr(torch, default), "the model's default"
 

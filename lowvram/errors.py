@@ -87,8 +87,8 @@ class RowsFailedError(LowvramError):
 
 INTERRUPTED_EXIT_CODE = 130
 
-# The way out of an out-of-memory, by stage.
-LESS_MEMORY = {
+# The way out of an out-of-memory, by stage; for what else is done see `less_memory`.
+_LESS_MEMORY = {
     "encode": "use --weights stream (run: --encoder-weights stream), or --stage-budget 1GiB",
     "denoise": "use --stage-budget 1GiB, --batch-size 1 or a smaller --size",
     "decode": "use --decode strips, or --stage-budget 0.5GiB",
@@ -97,12 +97,17 @@ LESS_MEMORY = {
 
 NO_SPACE = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
-# The ways in which torch and the CUDA libraries say "out of memory". Class names are matched too,
-# so that this file needs no torch.
+# The ways in which torch and the libraries of a GPU say "out of memory", in lower case and with
+# spaces for "_". Class names are matched too, so that this file needs no torch.
 _OUT_OF_MEMORY = (
-    "out of memory",
-    "CUBLAS_STATUS_ALLOC_FAILED",
-    "CUDNN_STATUS_ALLOC_FAILED",
+    "out of memory",  # CUDA, HIP, MPS and most libraries
+    "blas status alloc failed",  # cuBLAS and hipBLAS
+    "cublas status not initialized when calling `cublascreate",  # there is no room for its handle
+    "cudnn status alloc failed",
+    "device allocation failed",  # CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED
+    "miopenstatusallocfailed",
+    "result error out of device memory",  # Level Zero, for Intel's GPUs
+    "result error out of host memory",
     "can't allocate memory",
     "not enough memory",
     # cuDNN, when no algorithm's workspace could be allocated: "GET was unable to find an engine …"
@@ -110,11 +115,17 @@ _OUT_OF_MEMORY = (
 )
 
 
+def less_memory(stage: str) -> str:
+    """What to do when a stage, or whatever else is done, ran out of memory."""
+    return _LESS_MEMORY.get(stage, "close other programs")
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether `error` is one of the spellings of "out of memory"."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
-    return isinstance(error, RuntimeError) and any(s in str(error) for s in _OUT_OF_MEMORY)
+    said = str(error).lower().replace("_", " ")
+    return isinstance(error, RuntimeError) and any(each in said for each in _OUT_OF_MEMORY)
 
 
 @contextmanager
@@ -131,7 +142,7 @@ def translated(stage: str) -> Iterator[None]:
     except Exception as error:
         if is_out_of_memory(error):
             raise MemoryExhaustedError(
-                f"{stage} ran out of memory ({first_line(error)[:200]}): {LESS_MEMORY[stage]}"
+                f"{stage} ran out of memory ({first_line(error)[:200]}): {less_memory(stage)}"
             ) from None
         if isinstance(error, OSError) and error.errno in NO_SPACE:
             raise storage_error(error, stage) from None

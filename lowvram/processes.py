@@ -174,7 +174,7 @@ def _died(stage: str, status: int) -> errors.LowvramError:
     if status == -9:
         return errors.MemoryExhaustedError(
             f"{stage} was killed by the system, which was most likely out of memory: "
-            f"close other programs, or {errors.LESS_MEMORY[stage]}"
+            f"{errors.less_memory(stage)}"
         )
     return errors.StageDiedError(
         f"{stage} ended without an answer (status {status}): run the stage alone to see more"

@@ -5,13 +5,12 @@ returns is written into the artifacts as any other: later stages need not be tol
 """
 
 import logging
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from lowvram.errors import ModelError, RequestError
 from lowvram.families import all_families
-from lowvram.families.family import Component, Config
+from lowvram.families.family import Component, Config, scaling_factor
 from lowvram.files import Source, find, read_json
 from lowvram.repository import DEFAULT_MODEL, Model, pinned, resolve
 
@@ -120,7 +119,8 @@ def _is_of(model: Model, component: Component, config: Config) -> bool:
     if component.role == "transformer":
         return model.get_family().claims(config)
     name = component.class_name.rpartition(".")[2]
-    kind = str(config.get("model_type") or "-")  # of transformers: any class of that network
+    # Of transformers "t5" or "clip_text_model", whatever class of that network it was saved from.
+    kind = str(config.get("model_type") or "-").replace("_", "")
     return config.get("_class_name") == name or name.lower().startswith(kind)
 
 
@@ -129,15 +129,12 @@ def _check_together(old: Model, new: Model, role: str, option: str) -> None:
     mismatch = new.get_family().mismatch(configs)
     if mismatch:
         raise RequestError(f"{option} does not go with {new.name}: {mismatch}")
-    if role == "vae" and _scale(configs["vae"]) != _scale(old.config("vae")):
+    scale, own = scaling_factor(configs["vae"]), scaling_factor(old.config("vae"))
+    if role == "vae" and scale != own:
         log.warning(
             "%s scales latents by %s and the model's own VAE by %s: it may have been trained on "
             "others",
             option,
-            _scale(configs["vae"]),
-            _scale(old.config("vae")),
+            scale,
+            own,
         )
-
-
-def _scale(vae: Mapping[str, object]) -> object:
-    return vae.get("scaling_factor", 0.18215)  # diffusers' default

@@ -220,9 +220,47 @@ def test_the_cap_names_the_card_by_its_number(monkeypatch: pytest.MonkeyPatch) -
         caps.clear()
         with capped(torch.device(name), Room(50)):
             pass
-        assert caps == [(0.5, number), (1.0, number)]
+        assert caps == [(0.51, number), (1.0, number)]  # a byte more, see the next test
 
 
-def test_what_cudnn_says_without_memory_is_out_of_memory() -> None:
-    said = "GET was unable to find an engine to execute this computation"
+# of cards with 24, 8 and 6 GB
+@pytest.mark.parametrize("total", [25_757_220_864, 8_361_213_952, 6_441_730_048])
+def test_a_cap_is_never_a_byte_less_than_the_room(
+    total: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch multiplies the part with the total in double precision, and cuts off."""
+    caps: list[float] = []
+    card = SimpleNamespace(total_memory=total)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
+    monkeypatch.setattr(
+        torch.cuda, "set_per_process_memory_fraction", lambda part, device: caps.append(part)
+    )
+    for room in range(64 << 20, 2 << 30, 2 << 20):
+        with capped(torch.device("cuda:0"), Room(room)):
+            pass
+        assert room <= int(caps[-2] * total) <= room + 1
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "GET was unable to find an engine to execute this computation",
+        "CUDA out of memory. Tried to allocate 20.00 MiB",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`",
+        "CUDA error: HIPBLAS_STATUS_ALLOC_FAILED when calling `hipblasCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+        "miopenStatusAllocFailed",
+        "level_zero backend failed with error: 39 (UR_RESULT_ERROR_OUT_OF_DEVICE_MEMORY)",
+    ],
+)
+def test_what_libraries_say_without_memory_is_out_of_memory(said: str) -> None:
     assert errors.is_out_of_memory(RuntimeError(said))
+    assert not errors.is_out_of_memory(ValueError(said))
+
+
+@pytest.mark.parametrize("stage", ["encode", "denoise", "decode", "encode-image", "plan", "other"])
+def test_out_of_memory_anywhere_is_one_line(stage: str) -> None:
+    expected = pytest.raises(errors.MemoryExhaustedError, match=f"^{stage} ran out of memory")
+    with expected, errors.translated(stage):
+        raise MemoryError("nothing left")

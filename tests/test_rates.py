@@ -52,6 +52,7 @@ def test_rates_survive_a_round_trip() -> None:
         {"flops": [1.0]},
         {"flops": {"float32": 0.0}},
         {"flops": {"int3": 1.0}},
+        {"flops": {"bfloat16": 1e12}},  # the rate of other dtypes falls back on float32's
         {"context_bytes": -5},
         {"cublas_bytes": 1.5},
         {"measured": 20261125},
@@ -148,6 +149,28 @@ def test_a_dtype_that_a_device_lacks_is_left_out(
 
     monkeypatch.setattr(torch, "mm", mm)
     assert set(rates.measure("cpu").flops) == {"float32", "bfloat16"}
+
+
+@pytest.mark.parametrize("largest", [0, 1])
+def test_a_device_without_room_for_large_matrices_still_has_a_rate(
+    largest: int, small: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, sides = torch.mm, []
+
+    def mm(a: torch.Tensor, b: torch.Tensor, **named: Any) -> torch.Tensor:
+        sides.append(len(a))
+        if len({each for each in sides if each <= len(a)}) > largest:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(a, b, **named)
+
+    monkeypatch.setattr(rates, "_CPU_SIDES", (8, 64))
+    monkeypatch.setattr(torch, "mm", mm)
+    found = rates.measure("cpu")
+    assert Rates.from_json(found.to_json()) == found
+    if largest == 0:
+        assert found.flops == {"float32": rates.assumed("cpu").flops["float32"]}
+    else:
+        assert set(found.flops) == set(rates.DTYPES)
 
 
 @pytest.mark.parametrize("place", ["hub/models--a--b/blobs/x", "cache/prepared/m/t/w.safetensors"])

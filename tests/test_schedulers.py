@@ -8,10 +8,16 @@ from typing import Any
 import diffusers
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 import lowvram
 from lowvram import errors
+from lowvram.pixels.png import read_record
+from lowvram.repository import Model, resolve
+from lowvram.request.denoise import DenoiseTask, resolve_denoise
+from lowvram.stages import denoise
+from lowvram.stages.schedule import SchedulerMaker, scheduler_maker
 
 PROMPTS = ["a red circle", "two green stars on a blue background"]
 NEGATIVES = ["blurry", "a dog in the rain"]
@@ -89,3 +95,54 @@ def test_an_unknown_scheduler_is_named(tiny: Path, tmp_path: Path) -> None:
     lowvram.encode("a cat", str(folder), output=embeds)
     with pytest.raises(errors.ModelError, match="'NoSuchScheduler' is not one of diffusers'"):
         lowvram.denoise(embeds, output=tmp_path / "x.latents.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "options", "steps"),
+    [
+        ("euler", {"sigmas": [14.0, 3.0, 0.5]}, 2),  # the last level is where it ends
+        ("euler", {"timesteps": [900, 500, 20]}, 3),
+        ("heun", {"timesteps": [900, 500, 20]}, 3),  # five calls of the network
+        ("heun", {"steps": 3}, 3),
+    ],
+)
+def test_the_files_say_how_many_steps_were_done(
+    scheduler: str, options: dict[str, Any], steps: int, tiny: Path, tmp_path: Path
+) -> None:
+    picture = tmp_path / "x.png"
+    seen: list[int] = []
+    lowvram.run(
+        "a red circle",
+        str(tiny),
+        picture,
+        scheduler=scheduler,
+        in_process=True,
+        callback=lambda step, *_: seen.append(step),
+        **options,
+    )
+    assert len(seen) == steps
+    record = read_record(picture)
+    assert record["denoise"]["steps"] == steps
+    with Image.open(picture) as image:
+        assert f"Steps: {steps}, " in image.info["parameters"]
+
+
+def test_a_list_tries_a_scheduler_once(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[DenoiseTask] = []
+
+    def counted(task: DenoiseTask, model: Model) -> SchedulerMaker:
+        made.append(task)
+        return scheduler_maker(task, model)
+
+    monkeypatch.setattr(denoise, "scheduler_maker", counted)
+    model = resolve(str(tiny))
+    tasks = [
+        resolve_denoise("x", model, tmp_path / f"{seed}.safetensors", prompts=1, seed=seed, eta=eta)
+        for seed, eta in ((1, 0.0), (2, 0.0), (3, 0.5), (4, 0.0), (5, 0.5))
+    ]
+    refused: dict[int, object] = {}
+    denoise.check_each(tasks, refused.__setitem__)
+    assert sorted(refused) == [2, 4]  # DPM-Solver knows no eta
+    assert [task.eta for task in made] == [0.0, 0.5, 0.5]

@@ -163,6 +163,17 @@ def test_another_class_is_refused(tiny: Path, tiny_alpha: Path, tmp_path: Path) 
             swap(model, **{role: place})
 
 
+def test_a_text_encoder_is_known_by_its_network(tiny_refiner: Path, tmp_path: Path) -> None:
+    """Whatever class it was saved from: SDXL's is a CLIPTextModelWithProjection."""
+    model = resolve(str(tiny_refiner))
+    other = tmp_path / "other"
+    shutil.copytree(tiny_refiner / "text_encoder_2", other)
+    path = other / "config.json"
+    config = {key: value for key, value in json.loads(path.read_text()).items()}
+    path.write_text(json.dumps(config | {"architectures": ["CLIPTextModel"]}))
+    assert swap(model, text_encoder=other).swapped == ("text_encoder",)
+
+
 def test_another_latent_space_is_warned_of(
     tiny: Path, tiny_alpha: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -108,6 +108,11 @@ def guide(without: "Tensor", towards: "Tensor", guidance_scale: float) -> "Tenso
     return without + guidance_scale * (towards - without)
 
 
+def scaling_factor(vae: Config) -> float:
+    """Of latents, from a VAE's configuration, or diffusers' default."""
+    return float(vae.get("scaling_factor", 0.18215))
+
+
 class Family(ABC):
     """A family of models. Instances carry no state."""
 

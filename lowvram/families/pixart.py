@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 from lowvram.bins import BINNED, nearest_bin
 from lowvram.errors import RequestError
-from lowvram.families.family import Component, Config, Family, Published, Size, guide
+from lowvram.families.family import (
+    Component,
+    Config,
+    Family,
+    Published,
+    Size,
+    guide,
+    scaling_factor,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -186,11 +194,11 @@ class PixArtSigma(Family):
 
     def unscale(self, latents: "Tensor", vae: Config) -> "Tensor":
         """Divided by the VAE's scaling factor."""
-        return latents / float(vae.get("scaling_factor", 0.18215))  # diffusers' default
+        return latents / scaling_factor(vae)
 
     def scale(self, latents: "Tensor", vae: Config) -> "Tensor":
         """Times the VAE's scaling factor, as diffusers' img2img pipelines do."""
-        return latents * float(vae["scaling_factor"])
+        return latents * scaling_factor(vae)
 
     def size_like(self, configs: Mapping[str, Config], picture: Size, binning: bool) -> Size:
         """The nearest bin; without bins the model's own area, in multiples of 16 px."""

@@ -9,7 +9,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from lowvram.errors import RequestError
-from lowvram.families.family import Component, Config, Family, Published, Size, guide
+from lowvram.families.family import (
+    Component,
+    Config,
+    Family,
+    Published,
+    Size,
+    guide,
+    scaling_factor,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -217,12 +225,12 @@ class SdxlRefiner(Family):
         """Divided by the VAE's scaling factor; channels last in memory, see `predict`."""
         import torch
 
-        unscaled = latents / float(vae["scaling_factor"])
+        unscaled = latents / scaling_factor(vae)
         return unscaled.contiguous(memory_format=torch.channels_last)
 
     def scale(self, latents: "Tensor", vae: Config) -> "Tensor":
         """Times the VAE's scaling factor."""
-        return latents * float(vae["scaling_factor"])
+        return latents * scaling_factor(vae)
 
     def size_like(self, configs: Mapping[str, Config], picture: Size, binning: bool) -> Size:
         """The picture's own: it is refined, not made anew."""

@@ -92,7 +92,8 @@ def capped(device: "torch.device", room: Room) -> Iterator[None]:
     total = torch.cuda.get_device_properties(device).total_memory
     # By number: of all calls for a device this one takes no "cuda" without it.
     index = torch.cuda.current_device() if device.index is None else device.index
-    torch.cuda.set_per_process_memory_fraction(min(1.0, room.bytes / total), index)
+    # A byte more: torch multiplies again and cuts off, and often came out one byte under the room.
+    torch.cuda.set_per_process_memory_fraction(min(1.0, (room.bytes + 1) / total), index)
     try:
         yield
     finally:

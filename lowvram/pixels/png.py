@@ -74,7 +74,6 @@ def _parameters(record: dict[str, Any]) -> str:
     lines = [" ".join(record["prompt"].split())]
     if record["negative_prompt"].strip():
         lines.append("Negative prompt: " + " ".join(record["negative_prompt"].split()))
-    steps = len(settings["timesteps"] or settings["sigmas"]) or settings["steps"]
     more = ""
     if "strength" in settings:  # as galleries know these two from other programs
         more += f", Denoising strength: {settings['strength']:g}"
@@ -82,7 +81,7 @@ def _parameters(record: dict[str, Any]) -> str:
         more += f", Variation seed: {record['towards']}"
         more += f", Variation seed strength: {record['at']:g}"
     lines.append(
-        f"Steps: {steps}, Sampler: {settings['scheduler']}, "
+        f"Steps: {settings['steps']}, Sampler: {settings['scheduler']}, "
         f"CFG scale: {settings['guidance_scale']}, Seed: {record['seed']}, "
         f"Size: {width}x{height}, Model: {model}{more}"
     )

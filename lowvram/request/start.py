@@ -6,7 +6,7 @@ from pathlib import Path
 from lowvram import artifacts
 from lowvram.contents import file_sha256, weight_bytes, weight_paths
 from lowvram.errors import ArtifactError, RequestError
-from lowvram.families.family import Size
+from lowvram.families.family import Size, scaling_factor
 from lowvram.repository import Model
 
 DEFAULT_STRENGTH = 0.6
@@ -124,8 +124,9 @@ def _same_vae(one: Model, other: Model) -> bool:
         return False
     if sources[0] == sources[1]:
         return True
+    scales = [scaling_factor(each.config("vae")) for each in (one, other)]
     sizes = [weight_bytes(each, "vae") for each in (one, other)]
-    if sizes[0] is None or sizes[0] != sizes[1]:
+    if scales[0] != scales[1] or sizes[0] is None or sizes[0] != sizes[1]:
         return False
     ours, theirs = (
         [file_sha256(path) for path in weight_paths(each, "vae")] for each in (one, other)

@@ -16,7 +16,7 @@ from lowvram.progress import OnProgress, Progress, ignore
 from lowvram.repository import Model
 from lowvram.request.denoise import DenoiseTask
 from lowvram.stages.checkpoints import Checkpoints
-from lowvram.stages.groups import Group, Job, grouped, most_demanding
+from lowvram.stages.groups import Group, Job, computed_alike, grouped, most_demanding
 from lowvram.stages.previews import OnPreview, Previews, colours_of, path_of
 from lowvram.stages.result import (
     Made,
@@ -249,10 +249,13 @@ def check_each(tasks: Sequence[DenoiseTask], on_outcome: OnOutcome) -> None:
         on_outcome: told of those that it cannot do: `RequestError`, `ModelError`.
     """
     outcomes = Outcomes(len(tasks), on_outcome)
+    tried: set[str] = set()  # a trial takes up to 0.7 s (DPM2)
     for index, task in enumerate(tasks):
         with outcomes.of(index):
-            model = Model.from_record(task.model)
-            begin(task, scheduler_maker(task, model)("cpu"))
+            model, alike = Model.from_record(task.model), computed_alike(task)
+            if alike not in tried:
+                begin(task, scheduler_maker(task, model)("cpu"))
+                tried.add(alike)
             read_latents(task, (len(task.seeds), *latent_shape(task, model)))
 
 
@@ -265,7 +268,7 @@ def _settings(
 ) -> dict[str, Any]:
     """Every setting that changed a byte."""
     return {
-        "steps": task.steps,
+        "steps": scheduler.steps,
         "timesteps": list(task.timesteps),
         "sigmas": list(task.sigmas),
         "guidance_scale": task.guidance_scale,

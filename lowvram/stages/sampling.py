@@ -196,7 +196,6 @@ def _denoise_batch(
     """Latents of one batch, on the host."""
     shape, family = (1, *group.shape), group.model.get_family()
     task = group.task
-    steps = len(task.timesteps or task.sigmas) or task.steps
     predict = network.predictor(family, batch, task.guidance_scale)
     if previews is not None:
         predict = previews.watching(predict)
@@ -223,7 +222,7 @@ def _denoise_batch(
         timesteps,
         options,
         stepped,
-        lambda outputs: family.stepped(outputs, steps),
+        lambda outputs: family.stepped(outputs, group.make_scheduler.steps),
         first,
     ).cpu()
 

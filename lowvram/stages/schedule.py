@@ -53,6 +53,11 @@ class SchedulerMaker:
             scheduler.set_begin_index(0)
         return scheduler
 
+    @cached_property
+    def steps(self) -> int:
+        """See `number_of_steps`."""
+        return number_of_steps(self.task, self("cpu"))
+
     def notes(self) -> list[str]:
         """What the model's own scheduler would do and this one does not, for people."""
         return [
@@ -63,6 +68,18 @@ class SchedulerMaker:
     def _built(self) -> Any:
         """Built once: DPM2's constructor alone takes half a second."""
         return build(self.kind, self.config, self.settings)
+
+
+def number_of_steps(task: DenoiseTask, scheduler: Any) -> int:
+    """How many steps are asked for, of which a start leaves some out: explicit timesteps or sigmas
+    are as many as the scheduler makes of them, and one of second order has two timesteps a step.
+
+    Args:
+        scheduler: with its timesteps set.
+    """
+    if task.timesteps or task.sigmas:
+        return -(-len(scheduler.timesteps) // scheduler.order)
+    return task.steps
 
 
 def scheduler_maker(task: DenoiseTask, model: Model) -> SchedulerMaker:

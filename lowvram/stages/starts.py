@@ -16,6 +16,7 @@ from lowvram.request.denoise import DenoiseTask
 from lowvram.request.encode_image import EncodeImageTask
 from lowvram.request.start import steps_done
 from lowvram.stages.interpolate import slerp
+from lowvram.stages.schedule import number_of_steps
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
@@ -168,8 +169,7 @@ def begin(task: DenoiseTask, scheduler: Any) -> "Tensor":
     timesteps: Tensor = scheduler.timesteps
     if not task.start:
         return timesteps
-    explicit = task.timesteps or task.sigmas
-    steps = -(-len(timesteps) // scheduler.order) if explicit else task.steps
+    steps = number_of_steps(task, scheduler)
     done = steps_done(steps, task.strength)
     if done < 1:
         raise RequestError(f"--strength {task.strength:g} of {steps} steps is less than one step")
