@@ -31,6 +31,7 @@ class StageProcesses:
         """`fork=False` gives each stage a worker of its own also where one could serve all."""
         self._fork = fork
         self._worker: subprocess.Popen[str] | None = None
+        self._read_bytes = 0  # ahead, and in no report yet
 
     def __enter__(self) -> Self:
         self._start()  # it imports while the caller resolves and downloads
@@ -80,7 +81,8 @@ class StageProcesses:
                 elif kind == "log":
                     log.log(event["level"], "%s", event["message"])
                 elif kind == "done":
-                    return _with_reads(event, ahead.ended())
+                    self._read_bytes += ahead.ended()
+                    return self._with_reads(event)
                 elif kind == "error":
                     raise _error(stage, event)
                 elif kind == "died":
@@ -104,6 +106,14 @@ class StageProcesses:
                 encoding="utf-8",
             )
         return self._worker
+
+    def _with_reads(self, told: Mapping[str, Any]) -> dict[str, Any]:
+        """What a stage answered, with the bytes that were read for it, though not by it."""
+        report = told.get("report")
+        if report and report.get("disk_read_bytes") is not None:
+            report["disk_read_bytes"] += self._read_bytes
+            self._read_bytes = 0
+        return dict(told)
 
     def _leave(self) -> None:
         """Wait for the worker's end."""
@@ -145,14 +155,6 @@ def _terminate(worker: "subprocess.Popen[str]") -> None:
         with suppress(psutil.Error):
             child.kill()
     worker.kill()
-
-
-def _with_reads(told: Mapping[str, Any], read: int) -> dict[str, Any]:
-    """What a stage answered, with the bytes that were read for it, though not by it."""
-    report = told.get("report")
-    if report and report.get("disk_read_bytes") is not None:
-        report["disk_read_bytes"] += read
-    return dict(told)
 
 
 def _error(stage: str, event: Mapping[str, Any]) -> errors.LowvramError:

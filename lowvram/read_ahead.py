@@ -15,11 +15,10 @@ from io import FileIO
 from pathlib import Path
 from typing import Any, Self
 
-import psutil
-
 from lowvram import prepared
 from lowvram.contents import weight_paths
 from lowvram.devices import DTYPE_NAMES, WITHOUT_FLOAT16
+from lowvram.memory.host import available_bytes
 from lowvram.repository import Model
 from lowvram.stages.dispatch import COMPONENTS
 
@@ -43,7 +42,7 @@ class ReadAhead:
 
     def __enter__(self) -> Self:
         with suppress(RuntimeError):  # no more threads are allowed
-            if self._stage in COMPONENTS:
+            if self._stage in COMPONENTS or self._stage == "plan":
                 self._thread.start()
         return self
 
@@ -67,7 +66,7 @@ class ReadAhead:
 
     def _run(self) -> None:
         with suppress(Exception):  # see above
-            most = int(_SHARE * psutil.virtual_memory().available)
+            most = int(_SHARE * available_bytes())
             for path in files_of(self._stage, self._tasks):
                 if most <= 0 or self._stop.is_set():
                     break
@@ -94,7 +93,11 @@ class ReadAhead:
 
 
 def files_of(stage: str, tasks: Sequence[Mapping[str, Any]]) -> list[Path]:
-    """The weights that a stage will read: prepared, or the model's own as far as they are here."""
+    """The weights that a stage will read: prepared, or the model's own as far as they are here.
+    Planning reads none, and encoding comes after it.
+    """
+    if stage == "plan":
+        stage, tasks = "encode", [row["encode"] for row in tasks if "encode" in row]
     if stage == "encode":
         tasks = [task for task in tasks if not task["embeds"]]  # for the others nothing is loaded
     if not tasks:

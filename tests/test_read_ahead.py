@@ -1,10 +1,13 @@
 """Weights come into the page cache while a stage's libraries are imported."""
 
+import io
 import itertools
+import json
 import os
 import shutil
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -50,6 +53,13 @@ def test_what_is_prepared_is_read_instead(
     assert named[0].parent.name == "text_encoder-8bit"
     other = files_of("encode", [tasks_of(tiny)["encode"]])
     assert other == sorted((tiny / "text_encoder").glob("*.safetensors"))
+
+
+def test_while_budgets_are_looked_at_the_encoder_is_read(tiny: Path) -> None:
+    tasks = tasks_of(tiny)
+    refining = {"denoise": tasks["denoise"]}  # a row that encodes nothing
+    assert files_of("plan", [refining, tasks]) == files_of("encode", [tasks["encode"]]) != []
+    assert files_of("plan", [refining]) == []
 
 
 def test_given_embeddings_need_no_weights(tiny: Path) -> None:
@@ -131,7 +141,7 @@ def test_it_ends_when_the_stage_begins_to_load(
     with ReadAhead("encode", [{}]) as ahead:
         pass
     assert not ahead._thread.is_alive()
-    with ReadAhead("plan", [{}]) as ahead:
+    with ReadAhead("check", [{}]) as ahead:
         assert not ahead._thread.is_alive()
 
 
@@ -182,3 +192,21 @@ def test_every_stage_of_a_run_is_read_ahead_for(
     for report in made.stages:
         if report["disk_read_bytes"] is not None:
             assert report["disk_read_bytes"] >= 5
+
+
+def test_what_was_read_for_a_stage_is_in_its_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also what was read while its budget was looked at, which reports nothing."""
+    monkeypatch.setattr(ReadAhead, "__enter__", lambda self: self)
+    monkeypatch.setattr(ReadAhead, "ended", lambda self: 5)
+    running = processes.StageProcesses()
+    seen = []
+    for report in (None, {"disk_read_bytes": 100}, {"disk_read_bytes": 100}, {}):
+        worker = SimpleNamespace(
+            stdin=io.StringIO(),
+            stdout=[json.dumps({"event": "done", "report": report})],
+            poll=lambda: None,
+        )
+        monkeypatch.setattr(running, "_worker", worker)
+        told = running.run("encode", [], lambda progress: None, lambda index, outcome: None)
+        seen.append(told["report"])
+    assert seen == [None, {"disk_read_bytes": 110}, {"disk_read_bytes": 105}, {}]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from lowvram.errors import RequestError
 from lowvram.memory.capacity import free_bytes
+from lowvram.memory.host import available_bytes
 from lowvram.memory.plan import Room, show
 from lowvram.memory.rates import Rates, assumed
 
@@ -71,9 +72,7 @@ def find_room(device: "torch.device", vram: int, stage_budget: int, rates: Rates
     if free is not None:
         return Room(max(1 << 20, free - MARGIN_BYTES), libraries=libraries, context=context)
     if device.type == "cpu":
-        import psutil
-
-        return Room(max(1 << 20, psutil.virtual_memory().available - _RAM_MARGIN_BYTES))
+        return Room(max(1 << 20, available_bytes() - _RAM_MARGIN_BYTES))
     return Room(0, libraries=libraries, context=context)
 
 

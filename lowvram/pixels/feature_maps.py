@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from lowvram.errors import storage_error
+from lowvram.memory.host import available_bytes
 
 # RAM that other programs, and what is not a map, may still need when maps go to RAM.
 MARGIN_BYTES = 1 << 30
@@ -107,9 +108,7 @@ def choose_place(needed_bytes: int, device_type: str, folder: Path | None = None
         needed_bytes: of the maps that live at once (`strips.maps_bytes`).
         folder: for temporary files; None for the system's.
     """
-    import psutil
-
-    if needed_bytes > psutil.virtual_memory().available - MARGIN_BYTES:
+    if needed_bytes > available_bytes() - MARGIN_BYTES:
         return OnDisk(folder)
     return Pinned() if device_type == "cuda" else InRam()
 
@@ -119,7 +118,7 @@ class _PinnedStore(Store):
 
     torch's own pinned allocator rounds to powers of two and keeps what is freed: up to twice the
     memory, and pinned for the rest of the process. Registering touches every page, so memory that
-    comes back is lent again as long as it is large enough. Not yet run on a GPU.
+    comes back is lent again as long as it is large enough.
     """
 
     def __init__(self) -> None:

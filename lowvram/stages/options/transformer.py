@@ -5,10 +5,10 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-import psutil
 import torch
 
 from lowvram.families.family import Blocks, Family
+from lowvram.memory.host import available_bytes
 from lowvram.memory.plan import Need, Option, Room
 from lowvram.memory.predict import Trace, Work, trace
 from lowvram.repository import Model
@@ -203,4 +203,4 @@ def _convolves(network: "nn.Module") -> bool:
 
 def _has_room(size: int, device: torch.device) -> bool:
     """Whether so much memory can be pinned for weights that are read again every step."""
-    return device.type == "cuda" and psutil.virtual_memory().available > 2 * size + _SPARE_RAM
+    return device.type == "cuda" and available_bytes() > 2 * size + _SPARE_RAM
