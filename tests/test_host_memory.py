@@ -19,7 +19,9 @@ def groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def group(folder: Path, names: tuple[str, str], limit: object, used: int, stat: str = "anon 0") -> None:
+def group(
+    folder: Path, names: tuple[str, str], limit: object, used: int, stat: str = "anon 0"
+) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, value in zip((*names, "memory.stat"), (limit, used, stat), strict=True):
         (folder / name).write_text(f"{value}\n")
