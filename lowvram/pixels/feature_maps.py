@@ -4,7 +4,6 @@ A place is a frozen value; `open()` lends a store from it, and when that ends, h
 no pinned memory and no file is left.
 """
 
-import logging
 import mmap
 import os
 import shutil
@@ -20,12 +19,11 @@ from torch import Tensor
 
 from lowvram.errors import storage_error
 from lowvram.memory.host import available_bytes
+from lowvram.memory.pinned import PinnedMemory
 
 # RAM that other programs, and what is not a map, may still need when maps go to RAM.
 MARGIN_BYTES = 1 << 30
 _BLOCK = bytes(1 << 20)
-
-log = logging.getLogger(__name__)
 
 
 class Store:
@@ -114,17 +112,12 @@ def choose_place(needed_bytes: int, device_type: str, folder: Path | None = None
 
 
 class _PinnedStore(Store):
-    """Registers ordinary memory with CUDA, and lends the same memory again.
-
-    torch's own pinned allocator rounds to powers of two and keeps what is freed: up to twice the
-    memory, and pinned for the rest of the process. Registering touches every page, so memory that
-    comes back is lent again as long as it is large enough.
-    """
+    """Locking touches every page, so memory that comes back is lent again where it is enough."""
 
     def __init__(self) -> None:
+        self._memory = PinnedMemory(torch.device("cuda"))
         self._lent: dict[int, Tensor] = {}  # by address
         self._free: list[Tensor] = []
-        self._locked: set[int] = set()  # addresses that were registered
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """The smallest free memory that suffices, or new memory in place of all that is free."""
@@ -133,11 +126,9 @@ class _PinnedStore(Store):
         if enough:
             memory = self._free.pop(min(enough, key=lambda index: self._free[index].nbytes))
         else:
-            self._unpin_free()
-            # Anonymous mappings begin at a page of their own: two maps never share one.
-            memory = torch.frombuffer(mmap.mmap(-1, max(1, size)), dtype=torch.uint8)
-            if _register(memory):
-                self._locked.add(memory.data_ptr())
+            while self._free:
+                self._memory.free(self._free.pop())
+            memory = self._memory.empty(size)
         self._lent[memory.data_ptr()] = memory
         return memory[:size].view(dtype).view(shape)
 
@@ -147,30 +138,9 @@ class _PinnedStore(Store):
 
     def close(self) -> None:
         """Unlock all pages; no copy may be under way."""
-        self._free.extend(self._lent.values())
         self._lent.clear()
-        self._unpin_free()
-
-    def _unpin_free(self) -> None:
-        while self._free:
-            memory = self._free.pop()
-            if memory.data_ptr() in self._locked:
-                self._locked.remove(memory.data_ptr())
-                torch.cuda.cudart().cudaHostUnregister(memory.data_ptr())
-
-
-def _register(memory: Tensor) -> bool:
-    """Lock the pages; where the system does not allow that much, copies are slower but right."""
-    code = torch.cuda.cudart().cudaHostRegister(memory.data_ptr(), memory.nbytes, 0)
-    if int(code) == 0:
-        return True
-    log.warning("cannot pin %.1f GB (CUDA error %d): copies will wait", memory.nbytes / 1e9, code)
-    try:  # CUDA reports the failure once more at the next kernel: let that be this one
-        torch.zeros(1, device="cuda").add_(1)
-        torch.cuda.synchronize()
-    except RuntimeError:
-        log.debug("CUDA repeated the failure")
-    return False
+        self._free.clear()
+        self._memory.close()
 
 
 class _DiskStore(Store):

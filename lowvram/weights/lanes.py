@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from lowvram.memory.pinned import PinnedMemory
 from lowvram.weights.shards import Shards
 
 ALIGNMENT = 512  # bytes, that of torch's allocator: kernels see the alignment they are tuned for
@@ -164,8 +165,9 @@ class CopyingLane:
         """`keep`: hold every unit in host memory once it is read, so that it is read once."""
         largest = max(unit.size for unit in units)
         self.shards, self.slots, self.held_bytes = shards, slots, slots * largest
-        self._pinned = device.type == "cuda"
-        self._stream = torch.cuda.Stream(device) if self._pinned else None
+        cuda = device.type == "cuda"
+        self._stream = torch.cuda.Stream(device) if cuda else None
+        self._pinned = PinnedMemory(device) if cuda else None
         self._kept: dict[int, Tensor] | None = {} if keep else None
         # Slots first: where they do not fit, nothing is pinned yet that would stay so.
         self._slots = [torch.empty(largest, dtype=torch.uint8, device=device) for _ in range(slots)]
@@ -237,11 +239,13 @@ class CopyingLane:
         self._slots.clear()
         self._ring.clear()
         self._kept = None
-        if self._pinned:  # torch caches pinned memory: give it back to the system
-            torch._C._host_emptyCache()
+        if self._pinned is not None:
+            self._pinned.close()
 
     def _host(self, size: int) -> Tensor:
-        return torch.empty(size, dtype=torch.uint8, pin_memory=self._pinned)
+        if self._pinned is not None:
+            return self._pinned.empty(size)
+        return torch.empty(size, dtype=torch.uint8)
 
     def _read_into(self, buffer: Tensor, unit: Unit) -> None:
         for name, view in unit.views(buffer, self.shards).items():
