@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -247,6 +248,26 @@ def test_metal_keeps_no_peaks_and_the_largest_seen_stand_for_them(
     assert (peaks["peak_allocated_bytes"], peaks["peak_process_bytes"]) == (8, 11)
     assert (peaks["peak_reserved_bytes"], peaks["peak_device_bytes"]) == (None, None)
     assert meter.left_allocated() == 2
+
+
+def test_a_process_has_its_peak_when_its_allocator_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also between two looks: strips give their memory back before the next one."""
+    reserved = iter((100, 100, 20, 60, 50, 50))  # twice each look: in the second it changes
+    process = iter((170, 500, 120))
+    meter = Meter(torch.device("cpu"))
+    counters = SimpleNamespace(
+        allocator=lambda: (0, next(reserved)),
+        driver=lambda: (next(process), None),
+        peaks=lambda: (0, 400),
+    )
+    monkeypatch.setattr(meter, "_counters", counters)
+    for _ in range(3):
+        meter.sample()
+    assert meter.peaks()["peak_process_bytes"] == 500
+    counters.peaks = lambda: (0, 450)
+    assert meter.peaks()["peak_process_bytes"] == 450 + 70
+    counters.peaks = lambda: (0, None)
+    assert meter.peaks()["peak_process_bytes"] == 500
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="read from /proc")

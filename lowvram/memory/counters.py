@@ -56,7 +56,10 @@ def nvml_handle(device: "torch.device") -> Any:
 
     pynvml.nvmlInit()
     uuid = torch.cuda.get_device_properties(device).uuid
-    return pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
+    try:
+        return pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
+    except pynvml.NVMLError:  # a part of a card
+        return pynvml.nvmlDeviceGetHandleByUUID(f"MIG-{uuid}")
 
 
 class _Untold:

@@ -94,6 +94,7 @@ class Meter:
         self.seconds: dict[str, float] = {}
         self.tracker: LiveBytes | None = None
         self.timeline = Timeline()
+        self._beside: int | None = None  # bytes of the process that the allocator has not reserved
         self._marks = Marks()
         self._start = time.perf_counter()
         self._counters = device_counters(device)
@@ -139,25 +140,30 @@ class Meter:
 
     def synchronize(self) -> None:
         """Wait for the device, so that seconds are those of the work."""
-        if self.device.type == "cuda":
+        if self.device.type != "cpu":
             import torch
 
-            torch.cuda.synchronize(self.device)
+            torch.accelerator.synchronize(self.device)
 
     def sample(self) -> None:
         """Look at every counter once.
 
-        The allocator returns nothing to the driver before it is flushed, so that a look at the
-        end of a phase sees the phase's peak of what keeps no peak of its own.
+        What keeps no peak of its own is known only as it was at the looks.
         """
         with self._looking:
             allocated, reserved = self._counters.allocator()
+            process, used = self._counters.driver()
+            if process is None or reserved is None:
+                pass
+            elif reserved == self._counters.allocator()[1]:  # nothing has come or gone meanwhile
+                self._beside = max(self._beside or 0, process - reserved)
             self.timeline.add(
                 (
                     self.total_seconds(),
                     allocated if self.tracker is None else self.tracker.now,
                     reserved,
-                    *self._counters.driver(),
+                    process,
+                    used,
                     self._host.rss_bytes(),
                     self._host.disk_read_bytes(),
                 )
@@ -185,10 +191,18 @@ class Meter:
         return {
             "peak_allocated_bytes": _known(allocated, seen.get("allocated_bytes")),
             "peak_reserved_bytes": _known(reserved, seen.get("reserved_bytes")),
-            "peak_process_bytes": _known(seen.get("process_bytes")),
+            "peak_process_bytes": self._process_peak(seen.get("process_bytes"), reserved),
             "peak_device_bytes": _known(seen.get("device_bytes")),
             "peak_rss_bytes": peak_rss_bytes(),
         }
+
+    def _process_peak(self, seen: float | None, reserved: int | None) -> int | None:
+        """What was seen; or, where memory came and went between two looks, the peak of what the
+        allocator reserved and what the process took beside it.
+        """
+        if reserved is None or self._beside is None:
+            return _known(seen)
+        return max(int(seen or 0), reserved + self._beside)
 
     def over_time(self) -> dict[str, Any]:
         """What was seen over time, by the names of `StageReport`."""

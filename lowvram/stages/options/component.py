@@ -65,6 +65,11 @@ def need(
     return Need(peaks.allocated, peaks.reserved, host, read, transferred, flops, overlaps)
 
 
+def copy_on_host(held: Sequence[int], device: torch.device) -> int:
+    """Bytes of the network that `Whole` builds on the host before it goes to a device."""
+    return 0 if device.type == "cpu" else sum(held)
+
+
 def stored_bytes(model: Model, role: str, network: "nn.Module") -> int:
     """Bytes of a component's files; where they are not here yet, as float32, which is published."""
     return weight_bytes(model, role) or 4 * sum(

@@ -13,6 +13,7 @@ from lowvram.repository import Model
 from lowvram.stages.options.component import (
     LEFT_TO_ALLOCATOR,
     LIBRARIES,
+    copy_on_host,
     need,
     shapes,
     stored_bytes,
@@ -101,7 +102,16 @@ def _resident(
             activations=traced.activations + extra,
             events=((0, extra), *traced.events),
         )
-    took = need(held, traced, device, room, read=stored, transferred=sum(held), repeats=texts.count)
+    took = need(
+        held,
+        traced,
+        device,
+        room,
+        host=copy_on_host(held, device) if isinstance(weights, Whole) else 0,
+        read=stored,
+        transferred=sum(held),
+        repeats=texts.count,
+    )
     return Option(weights, weights.name, took, lossy=weights.name in _NAMED_ONLY)
 
 

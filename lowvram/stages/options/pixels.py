@@ -27,6 +27,7 @@ from lowvram.repository import Model
 from lowvram.stages.options.component import (
     LEFT_TO_ALLOCATOR,
     LIBRARIES,
+    copy_on_host,
     need,
     shapes,
     stored_bytes,
@@ -83,6 +84,7 @@ def pixels_options(
             traced,
             device,
             room,
+            host=copy_on_host(weights, device),
             read=stored,
             transferred=sum(weights),
             repeats=batches,
@@ -241,6 +243,7 @@ def _blended(
             joined,
             device,
             room,
+            host=copy_on_host(weights, device),
             read=stored,
             transferred=sum(weights),
             repeats=batches,

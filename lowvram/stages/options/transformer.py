@@ -15,6 +15,7 @@ from lowvram.repository import Model
 from lowvram.stages.options.component import (
     LEFT_TO_ALLOCATOR,
     LIBRARIES,
+    copy_on_host,
     need,
     shapes,
     stored_bytes,
@@ -106,6 +107,7 @@ def transformer_options(
                     traced,
                     device,
                     room,
+                    host=copy_on_host(whole, device),
                     read=stored,
                     transferred=sum(whole),
                     repeats=steps.count,
