@@ -25,6 +25,7 @@ from lowvram.files import (
     missing_weights,
     named_in_index,
     read_json,
+    sha256_of,
     sha256_on_hub,
     user_cache,
     weight_names,
@@ -126,8 +127,7 @@ def file_sha256(path: Path) -> str:
             known = json.loads(note.read_text(encoding="utf-8"))
             if known["stamp"] == stamp:
                 return str(known["sha256"])
-        with open(path, "rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
+        found = sha256_of(path)
     except OSError as error:
         raise ModelError(f"{path} cannot be read ({error.strerror}): check the file") from None
     with suppress(LowvramError):  # a cache that cannot be written costs time only
@@ -165,7 +165,7 @@ def _small_files(source: Source, subfolder: str) -> Iterator[tuple[str, Any]]:
         if path is not None and name.endswith("_config.json"):
             yield name, effective(read_json(path))
         elif path is not None:
-            yield name, hashlib.sha256(path.read_bytes()).hexdigest()
+            yield name, sha256_of(path)
 
 
 def _join(subfolder: str, name: str) -> str:

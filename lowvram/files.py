@@ -228,6 +228,12 @@ def named_in_index(index: Path) -> list[str]:
     return sorted(set(listed.values()))
 
 
+def sha256_of(path: str | Path) -> str:
+    """Of a file's bytes, read piece by piece."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def missing_weights(folder: Path) -> str:
     """Name of a weight file that should be in the folder and is not; "" when all are there."""
     names = weight_names(folder)

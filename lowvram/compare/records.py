@@ -16,6 +16,7 @@ from typing import Any
 
 from lowvram import artifacts
 from lowvram.errors import ArtifactError
+from lowvram.files import sha256_of
 from lowvram.request.tasks import AnyTask, to_json
 
 _INPUTS = {"encode": "", "denoise": "embeds", "decode": "latents"}
@@ -89,7 +90,7 @@ def _identity(stage: str, task: AnyTask) -> str:
         }
     for name, value in fields.items():
         if isinstance(value, str) and value and _is_file(value):
-            fields[name] = _sha256(Path(value))
+            fields[name] = sha256_of(value)
     versions = {name: _version(name) for name in _LIBRARIES}
     told = {"stage": stage, "task": fields, "reads": read, "versions": versions}
     return hashlib.sha256(artifacts.canonical_json(told).encode()).hexdigest()
@@ -116,7 +117,7 @@ def _contents(stage: str, paths: list[str]) -> list[str]:
     """
     if stage in _KINDS:
         return [artifacts.verify(Path(path), _KINDS[stage]).key for path in paths]
-    return [_sha256(Path(path)) for path in paths]
+    return [sha256_of(path) for path in paths]
 
 
 def _version(package: str) -> str:
@@ -131,7 +132,3 @@ def _is_file(text: str) -> bool:
         return Path(text).is_file()
     except (OSError, ValueError):  # too long, or no path at all
         return False
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

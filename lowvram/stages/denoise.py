@@ -1,6 +1,5 @@
 """Denoise: embeddings to latents, with the transformer alone on the device."""
 
-import hashlib
 import logging
 from collections.abc import Callable, Sequence
 from functools import cache, partial
@@ -11,6 +10,7 @@ from lowvram import artifacts, prepared
 from lowvram.component import use
 from lowvram.devices import choose_device, choose_dtype, dtype_name
 from lowvram.errors import RequestError, translated
+from lowvram.files import sha256_of
 from lowvram.memory.meter import Meter
 from lowvram.progress import OnProgress, Progress, ignore
 from lowvram.repository import Model
@@ -259,10 +259,6 @@ def check_each(tasks: Sequence[DenoiseTask], on_outcome: OnOutcome) -> None:
             read_latents(task, (len(task.seeds), *latent_shape(task, model)))
 
 
-def _file_sha256(path: str) -> str:
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest() if path else ""
-
-
 def _settings(
     task: DenoiseTask, dtype: str, device: str, scheduler: SchedulerMaker
 ) -> dict[str, Any]:
@@ -276,7 +272,7 @@ def _settings(
         "eta": task.eta,
         "requested": list(task.requested),
         "rendered": list(task.rendered),
-        "starting_latents": _file_sha256(task.latents),
+        "starting_latents": sha256_of(task.latents) if task.latents else "",
         "scheduler": scheduler.kind.__name__,
         "scheduler_settings": dict(scheduler.settings),
         "dtype": dtype,

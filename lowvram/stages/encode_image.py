@@ -264,7 +264,7 @@ def _encode_all(
 
 
 def posterior(parameters: "Tensor", seed: int | None) -> "Tensor":
-    """Latents from what the VAE says of a picture, as diffusers' `DiagonalGaussianDistribution`.
+    """Latents from what the VAE says of a picture.
 
     Args:
         parameters: `[1, 2 x channels, height, width]`, means and log variances.
@@ -274,12 +274,12 @@ def posterior(parameters: "Tensor", seed: int | None) -> "Tensor":
         `[1, channels, height, width]`.
     """
     import torch
+    from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
-    mean, log_variance = parameters.chunk(2, dim=1)
+    said = DiagonalGaussianDistribution(parameters)
     if seed is None:
-        return mean
-    drawn = torch.randn(mean.shape, generator=torch.Generator("cpu").manual_seed(seed))
-    return mean + (0.5 * log_variance.clamp(-30.0, 20.0)).exp() * drawn
+        return said.mode()
+    return said.sample(torch.Generator("cpu").manual_seed(seed))
 
 
 def _bytes_of(path: Path) -> bytes:

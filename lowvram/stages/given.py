@@ -3,7 +3,6 @@
 No text encoder is loaded. Prompts are labels then: one for each text of the file.
 """
 
-import hashlib
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ from lowvram import artifacts
 from lowvram.component import Used
 from lowvram.devices import dtype_name
 from lowvram.errors import RequestError, first_line
+from lowvram.files import sha256_of
 from lowvram.memory.meter import Meter
 from lowvram.repository import Model
 from lowvram.request.encode import EncodeTask
@@ -42,7 +42,7 @@ def write_given(task: EncodeTask) -> StageResult:
         settings = {
             "weights": "given",
             "dtype": dtype,
-            "given": hashlib.sha256(Path(task.embeds).read_bytes()).hexdigest(),
+            "given": sha256_of(task.embeds),
         }
         header = artifacts.Header(kind="embeds", model=task.model, settings=settings, items=items)
         named = {

@@ -240,7 +240,7 @@ def _filled(fill: _Fill, source: Path, part: Path) -> Mapping[str, str]:
 def _packages(wanted: Prepared) -> list[str]:
     """That the result may depend on."""
     library = wanted.class_name.partition(".")[0]
-    return [library, "torch"] + (["bitsandbytes"] if wanted.weights in prepared.WEIGHTS else [])
+    return [library, "torch"] + (["bitsandbytes"] if wanted.weights != "whole" else [])
 
 
 @contextmanager
