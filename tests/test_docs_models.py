@@ -10,6 +10,7 @@ from lowvram import cli
 from lowvram.bins import bins
 from lowvram.families import all_families
 from lowvram.families.family import Family, Published
+from lowvram.repository import DEFAULT_MODEL
 
 ENTRIES = [
     (family, name, entry)
@@ -57,3 +58,8 @@ def test_tables_of_sizes() -> None:
         (height, width), (last_height, last_width) = (list(table.values())[i] for i in (0, -1))
         row = f"| {name} | {len(table)} sizes | {width}x{height} | {last_width}x{last_height} |"
         assert row in text
+
+
+def test_what_is_fetched_for_later_is_the_pinned_commit() -> None:
+    entry = next(entry for _, name, entry in ENTRIES if name == DEFAULT_MODEL)
+    assert f"hf download {entry.repository} --revision {entry.revision}" in text_of("installing.md")

@@ -138,7 +138,7 @@ def test_a_step_down_after_an_out_of_memory(
         ({"image": None, "sample_seed": 1}, "name it with --image"),
         ({"image": None, "strength": 0.5}, "need --start or --image"),
         ({"image": "nothing.png"}, "nothing.png does not exist"),
-        ({"size": (100, 100)}, "100x100 is not a multiple of 16 px"),
+        ({"size": (100, 100), "binning": False}, "100x100 is not a multiple of 16 px"),
     ],
     ids=str,
 )

@@ -69,6 +69,7 @@ def test_every_published_size_has_its_table(family: Any) -> None:
 def test_default_size_and_no_bins() -> None:
     assert FAMILY.render_size(configs(128), None, True)[1] == Size(1024, 1024)
     assert FAMILY.render_size(configs(16), None, True) == (Size(128, 128), Size(128, 128))
+    assert FAMILY.render_size(configs(16), Size(100, 193), True)[1] == Size(112, 208)  # no table
     assert FAMILY.render_size(configs(64), Size(528, 16), False)[1] == Size(528, 16)
     with pytest.raises(RequestError, match=r"not a multiple of 16 px.*use 512x304"):
         FAMILY.render_size(configs(64), Size(512, 300), False)

@@ -213,7 +213,9 @@ class PixArtSigma(Family):
     def render_size(
         self, configs: Mapping[str, Config], size: Size | None, binning: bool
     ) -> tuple[Size, Size]:
-        """Bins as the pipeline does; without bins (or a table of them) multiples of 16 px."""
+        """Bins as the pipeline does; of a model that has none the next multiples of 16 px. Without
+        binning those only.
+        """
         cells, side = int(configs["transformer"]["sample_size"]), _side(configs)
         asked = size or Size(side, side)
         sides = (asked.width, asked.height)
@@ -224,13 +226,14 @@ class PixArtSigma(Family):
         if binning and cells in BINNED:
             return asked, Size(*nearest_bin(cells, asked.width, asked.height))
         step = _step(configs)
-        if any(side % step for side in sides):
+        rendered = Size(*(-(-side // step) * step for side in sides))
+        if rendered != asked and not binning:
             nearest = Size(*(max(step, round(side / step) * step) for side in sides))
             raise RequestError(
-                f"size {asked} is not a multiple of {step} px, which this model needs"
-                f"{'' if binning else ' without binning'}: use {nearest}"
+                f"size {asked} is not a multiple of {step} px, which this model needs without "
+                f"binning: use {nearest}"
             )
-        return asked, asked
+        return asked, rendered
 
     def size_note(
         self, name: str, configs: Mapping[str, Config], requested: Size, rendered: Size
