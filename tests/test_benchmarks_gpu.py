@@ -8,8 +8,8 @@ import json
 import os
 import subprocess
 import sys
-import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from benchmarks.baselines.measure import Stages, together
 from benchmarks.baselines.outcome import Failed, Outcome, error_of
 from benchmarks.baselines.request import PROMPTS, Request, first_prompts
 from benchmarks.distance import latents_distance
+from benchmarks.side_by_side import throttle
 from benchmarks.side_by_side.agreement import SAME, Agreement, within
 from benchmarks.side_by_side.checkpoint import write_tiled
 from benchmarks.side_by_side.parts import PARTS
@@ -357,42 +358,65 @@ def test_what_a_grandchild_has_read_counts_once(tmp_path: Path) -> None:
 # Slower on purpose
 
 
-def test_the_bucket_lets_a_rate_pass_and_no_burst() -> None:
-    clock = [0.0]
-    slept: list[float] = []
+class Clock:
+    """A clock that only sleeping and working move; sleeps overshoot by `overshoot` seconds."""
 
-    def sleep(seconds: float) -> None:
-        slept.append(seconds)
-        clock[0] += seconds
+    def __init__(self, overshoot: float = 0.0) -> None:
+        self.seconds, self.slept, self.overshoot = 0.0, 0, overshoot
 
-    bucket = TokenBucket(100.0, lambda: clock[0], sleep)
-    began = bucket.begin()
-    clock[0] += 0.25  # the transfer itself took this long
-    bucket.end(began, 100)
-    assert clock[0] == pytest.approx(1.0)
-    clock[0] += 5.0  # idle: not saved up
-    bucket.end(bucket.begin(), 100)
-    assert clock[0] == pytest.approx(7.0)
-    assert slept == [pytest.approx(0.75), pytest.approx(1.0)]
-    began = bucket.begin()
-    clock[0] += 3.0  # slower than the rate by itself
-    bucket.end(began, 100)
-    assert clock[0] == pytest.approx(10.0)
+    def now(self) -> float:
+        return self.seconds
+
+    def sleep(self, seconds: float) -> None:
+        self.slept += 1
+        self.seconds += seconds + self.overshoot
+
+
+@pytest.mark.parametrize("overshoot", [0.0, 0.0003, 0.01])
+def test_the_bucket_lets_its_rate_pass_whatever_sleeps_overshoot(overshoot: float) -> None:
+    clock, rate, piece = Clock(overshoot), 3.5e9, 1 << 20
+    bucket = TokenBucket(rate, clock.now, clock.sleep)
+    for _ in range(5000):
+        with bucket.passing(piece):
+            clock.seconds += piece / 10e9  # as fast as the page cache gives it
+        clock.seconds += piece / 30e9  # converted
+    assert 5000 * piece / clock.seconds == pytest.approx(rate, rel=0.02)
+    assert clock.slept < 500  # not for each piece
+
+
+def test_the_bucket_saves_up_no_more_than_a_moment() -> None:
+    clock = Clock()
+    bucket = TokenBucket(100.0, clock.now, clock.sleep)
+
+    def transfer(seconds: float) -> float:
+        """How long 100 bytes take that would take so long by themselves."""
+        started = clock.seconds
+        with bucket.passing(100):
+            clock.seconds += seconds
+        return clock.seconds - started
+
+    assert transfer(0.25) == pytest.approx(1.0)
+    clock.seconds += 5.0  # idle
+    assert transfer(0.25) == pytest.approx(1.0 - 0.02)
+    assert transfer(3.0) == 3.0  # slower than the rate by itself
+    assert transfer(0.25) == pytest.approx(1.0 - 0.02)
     with pytest.raises(ValueError, match="nothing pass"):
         TokenBucket(0)
 
 
-def test_reads_are_slowed_from_outside_and_only_meanwhile(tmp_path: Path) -> None:
-    before = shards._fill
+def test_reads_are_slowed_from_outside_and_only_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, clock = shards._fill, Clock()
     path = tmp_path / "numbers"
     path.write_bytes(bytes(range(200)))
     out = torch.empty(200, dtype=torch.uint8)
+    bucket = partial(TokenBucket, now=clock.now, sleep=clock.sleep)
+    monkeypatch.setattr(throttle, "TokenBucket", bucket)
     with disk(1000.0), open(path, "rb", buffering=0) as file:
-        started = time.perf_counter()
         shards._fill(file, out, path)
-        took = time.perf_counter() - started
     assert out.tolist() == list(range(200))
-    assert took >= 0.19
+    assert clock.seconds == pytest.approx(0.2, abs=0.021)
     assert shards._fill is before
 
 
