@@ -89,8 +89,8 @@ def run_part(
             return
         started = time.monotonic()
         row = runner.measure(plan)
-        kept = store.add(plan.key, row)
-        say(f"{plan.key}: {kept['error'] or 'ok'}, {time.monotonic() - started:.1f} s")
+        stays = "" if store.add(plan.key, row) else "; the earlier result stays"
+        say(f"{plan.key}: {row['error'] or 'ok'}, {time.monotonic() - started:.1f} s{stays}")
 
     if name in IN_ONE_PROCESS and time.monotonic() < ends:
         for plan, row in runner.measure_together(plans):

@@ -30,7 +30,7 @@ from benchmarks.side_by_side.agreement import SAME, Agreement, within
 from benchmarks.side_by_side.checkpoint import write_tiled
 from benchmarks.side_by_side.parts import PARTS
 from benchmarks.side_by_side.processes import Ended, json_of, lines_of
-from benchmarks.side_by_side.rows import GIB, Plan, Store, machine_key, merged, readable
+from benchmarks.side_by_side.rows import GIB, Plan
 from benchmarks.side_by_side.running import believed
 from benchmarks.side_by_side.table import brief, peak, table
 from benchmarks.side_by_side.throttle import TokenBucket, disk
@@ -46,67 +46,6 @@ def request(**changes: Any) -> Request:
     given |= {"size": 512, "steps": 2, "device": "cuda", "limit": None, "dtype": "fp16"}
     given |= {"output": Path("out"), "seed": 3, "latents": None, "budget": None}
     return Request(**{**given, **changes})
-
-
-# Rows and their file
-
-
-def test_keys_tell_every_planned_row_from_every_other() -> None:
-    assert ROW.key == "first/lowvram budget 1 GiB/1024 px/1 picture/20 steps/warm"
-    plans = [plan for part in PARTS.values() for plan in part(lambda side: side, False)]
-    assert len({plan.key for plan in plans}) == len(plans)
-
-
-@pytest.mark.parametrize("part", PARTS)
-def test_a_quick_part_is_a_part_of_the_whole_one(part: str) -> None:
-    plan = PARTS[part]
-    if part == "many":  # its per-prompt rows are fewer prompts
-        return
-    assert {p.key for p in plan(int, True)} <= {p.key for p in plan(int, False)}
-    assert all(p.part == part for p in plan(int, False))
-
-
-def test_only_rows_without_times_run_side_by_side() -> None:
-    timed = {name: {p.timed for p in part(int, False)} for name, part in PARTS.items()}
-    assert {name for name, kinds in timed.items() if kinds == {False}} == {"memory", "predicted"}
-    assert all(len(kinds) == 1 for kinds in timed.values())
-
-
-def test_a_row_measured_anew_replaces_the_old_one_and_no_other(tmp_path: Path) -> None:
-    path = tmp_path / "new" / "gpu.json"
-    store = Store(path, {"card": "A"})
-    store.add("a", {"ok": True, "error": None})
-    store.add("b", {"ok": False, "error": "out of memory at encode"})
-    later = Store(path, {"card": "B"})
-    later.add("a", {"ok": True, "error": None, "seconds": 2})
-    found = json.loads(path.read_text())
-    assert found["rows"]["a"]["seconds"] == 2
-    assert found["rows"]["b"]["error"] == "out of memory at encode"
-    assert found["machines"][found["rows"]["a"]["machine"]] == {"card": "B"}
-    assert found["machines"][found["rows"]["b"]["machine"]] == {"card": "A"}
-    assert [each.name for each in path.parent.iterdir()] == ["gpu.json"]
-
-
-def test_of_two_files_the_later_row_counts() -> None:
-    def file(machine: str, measured: str) -> dict[str, Any]:
-        rows = {"a": {"machine": machine, "measured": measured}}
-        return {"machines": {machine: {}}, "rows": rows}
-
-    old, new = file("x", "2026-01-01 10:00 UTC"), file("y", "2026-01-02 09:00 UTC")
-    assert merged(old, new)["rows"]["a"]["machine"] == "y"
-    assert merged(new, old)["rows"]["a"]["machine"] == "y"
-    assert set(merged(old, new)["machines"]) == {"x", "y"}
-
-
-def test_a_machine_is_its_facts_in_any_order() -> None:
-    assert machine_key({"a": 1, "b": 2}) == machine_key({"b": 2, "a": 1})
-    assert machine_key({"a": 1}) != machine_key({"a": 2})
-
-
-def test_bytes_are_said_in_binary_units() -> None:
-    assert [readable(b) for b in (8 * GIB, GIB + GIB // 2, GIB // 4)] == [
-        "8 GiB", "1.5 GiB", "256 MiB",
-    ]  # fmt: skip
 
 
 # What a failure is
@@ -313,14 +252,6 @@ def test_the_last_line_says_what_failed() -> None:
     found = brief(rows())
     row = Plan("memory", "resident", 2048, limit=8 * GIB).key
     assert found[row][0] == "out of memory at encode"
-
-
-def test_notes_of_a_file_stay_when_rows_are_added(tmp_path: Path) -> None:
-    path = tmp_path / "gpu.json"
-    path.write_text(json.dumps({"notes": ["beside others"], "machines": {}, "rows": {}}))
-    Store(path, {"cpu": "x"}).add("a", {"ok": True})
-    assert json.loads(path.read_text())["notes"] == ["beside others"]
-    assert merged(json.loads(path.read_text()), {"machines": {}, "rows": {}})["notes"]
 
 
 @pytest.mark.parametrize("start", ["run_once", "json_of"])

@@ -83,7 +83,8 @@ def measured_of(rows: Iterable[Mapping[str, Any]]) -> str:
 
 def noted(document: Mapping[str, Any]) -> str:
     """What a reader has to know of the figures, a point each; empty where nothing is noted."""
-    return "".join(f"- {note}\n" for note in document.get("notes") or ())
+    notes = document.get("notes") or ()
+    return "".join(f"- {each if isinstance(each, str) else each['text']}\n" for each in notes)
 
 
 def _machine(found: Any) -> str:
