@@ -35,6 +35,7 @@ from benchmarks.side_by_side.running import believed
 from benchmarks.side_by_side.table import brief, peak, table
 from benchmarks.side_by_side.throttle import TokenBucket, disk
 from benchmarks.watched import evict, how_it_ended, run_once
+from lowvram.memory.budget import parse_bytes
 from lowvram.weights import shards
 from scripts.make_checkpoint import Draw
 
@@ -45,6 +46,7 @@ def request(**changes: Any) -> Request:
     given: dict[str, Any] = {"contender": "lowvram", "model": Path("m"), "prompts": ("a", "b")}
     given |= {"size": 512, "steps": 2, "device": "cuda", "limit": None, "dtype": "fp16"}
     given |= {"output": Path("out"), "seed": 3, "latents": None, "budget": None}
+    given |= {"stage_budget": None}
     return Request(**{**given, **changes})
 
 
@@ -145,6 +147,9 @@ def test_lowvram_is_run_as_a_user_would(tmp_path: Path) -> None:
     assert capped[:2] == ["run", "a"]
     assert capped[capped.index("--vram") + 1] == "2097152.000KiB"
     assert capped[capped.index("--dtype") + 1] == "fp32"
+    staged = arguments(request(output=tmp_path, stage_budget=270_000_000))
+    assert parse_bytes("", staged[staged.index("--stage-budget") + 1]) == 270_000_000
+    assert "--vram" not in staged
 
 
 def test_the_prompts_are_a_hundred_different_ones() -> None:

@@ -4,6 +4,7 @@ Run: scripts/test tests/test_benchmarks_rows.py
 """
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ CANNOT = {"ok": False, "error": "cannot: stopped after 240 s"}
 
 def test_keys_tell_every_planned_row_from_every_other() -> None:
     assert ROW.key == "first/lowvram budget 1 GiB/1024 px/1 picture/20 steps/warm"
+    staged = replace(ROW, budget=None, stage_budget=270_000_000, cache="")
+    assert staged.key == "first/lowvram stage-budget 0.27 GB/1024 px/1 picture/20 steps"
     plans = [plan for part in PARTS.values() for plan in part(lambda side: side, False)]
     assert len({plan.key for plan in plans}) == len(plans)
 
@@ -144,3 +147,26 @@ def test_a_note_goes_as_soon_as_its_row_is_measured(tmp_path: Path) -> None:
     assert json.loads(path.read_text())["notes"] == [note]
     store.add("first/ours/1024 px", FIGURES)
     assert "notes" not in json.loads(path.read_text())
+
+
+def test_what_a_part_holds_ours_against_runs_before_it() -> None:
+    """The interpreter, which peaks are told above, and a reference of the same precision."""
+    for name in ("first", "memory"):
+        for quick in (True, False):
+            ran = [plan.contender for plan in PARTS[name](int, quick)]
+            assert ran.index("reference") < ran.index("lowvram")
+    assert PARTS["memory"](int, True)[0].contender == "interpreter"
+
+
+def test_the_stretch_goal_is_tried_in_whole_runs_and_with_room() -> None:
+    held = {plan.stage_budget for plan in PARTS["memory"](int, True) if plan.size == 1024}
+    assert {270_000_000, 3 * GIB // 10} <= held
+    ways = [plan.contender for plan in PARTS["predicted"](int, True)]
+    for budget in ("0.27GB", "0.3GiB"):
+        assert f"denoise --weights stream --stage-budget {budget}" in ways
+
+
+def test_beside_the_context_2048_px_have_what_they_need() -> None:
+    context, need = 793_000_000, 600_000_000  # an H100's, and foretold.json's
+    (plan,) = (p for p in PARTS["memory"](int, True) if (p.contender, p.size) == ("lowvram", 2048))
+    assert plan.budget is not None and need + context < plan.budget < 2 * GIB

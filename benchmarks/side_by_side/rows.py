@@ -35,6 +35,7 @@ class Plan:
         cache: "cold" (the checkpoint's files out of the page cache), "warm" or "".
         limit: bytes of the process on the card, enforced; None for no cap.
         budget: bytes, of lowvram's `--vram`; None for none.
+        stage_budget: bytes, of its `--stage-budget`, likewise.
         timed: whether the row is run alone, so that its seconds mean something.
         also: what else tells it from others, words without "/".
     """
@@ -47,17 +48,15 @@ class Plan:
     cache: str = ""
     limit: int | None = None
     budget: int | None = None
+    stage_budget: int | None = None
     timed: bool = True
     also: tuple[str, ...] = ()
 
     @property
     def key(self) -> str:
         """Its name in the file: "first/lowvram budget 1 GiB/1024 px/1 picture/20 steps/warm"."""
-        bounds = [
-            f"{name} {readable(amount)}"
-            for name, amount in (("budget", self.budget), ("limit", self.limit))
-            if amount is not None
-        ]
+        named = {"budget": self.budget, "stage-budget": self.stage_budget, "limit": self.limit}
+        bounds = [f"{name} {readable(n)}" for name, n in named.items() if n is not None]
         parts = [self.part, " ".join([self.contender, *bounds])]
         if self.size:
             parts += [f"{self.size} px", f"{self.prompts} picture" + "s" * (self.prompts > 1)]
@@ -158,5 +157,7 @@ def machine_key(machine: Mapping[str, Any]) -> str:
 
 
 def readable(amount: int) -> str:
-    """Bytes in GiB, or in MiB below one: "8 GiB", "1.5 GiB", "256 MiB"."""
+    """Bytes as they are asked for: "8 GiB", "1.5 GiB", "256 MiB"; "0.27 GB" of whole 10 MB."""
+    if amount % 10_000_000 == 0:
+        return f"{amount / 1e9:g} GB"
     return f"{amount / GIB:g} GiB" if amount >= GIB else f"{amount / (1 << 20):g} MiB"

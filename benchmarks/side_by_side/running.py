@@ -93,6 +93,7 @@ class Runner:
         words += ["--steps", str(plan.steps)] if plan.steps else ["--latents", self._noise(plan)]
         words += [] if plan.limit is None else ["--limit", str(plan.limit)]
         words += [] if plan.budget is None else ["--budget", str(plan.budget)]
+        words += [] if plan.stage_budget is None else ["--stage-budget", str(plan.stage_budget)]
         if self.device == "cpu":
             words += ["--dtype", "fp32"]  # no CPU computes half precision fast
         started = time.monotonic()
