@@ -26,12 +26,12 @@ from benchmarks.baselines.outcome import Failed, Outcome, error_of
 from benchmarks.baselines.request import PROMPTS, Request, first_prompts
 from benchmarks.distance import latents_distance
 from benchmarks.side_by_side import throttle
-from benchmarks.side_by_side.agreement import SAME, Agreement, within
+from benchmarks.side_by_side.agreement import SAME, Agreement, Kind, within
 from benchmarks.side_by_side.checkpoint import write_tiled
 from benchmarks.side_by_side.parts import PARTS
 from benchmarks.side_by_side.processes import Ended, json_of, lines_of
 from benchmarks.side_by_side.rows import GIB, Plan
-from benchmarks.side_by_side.running import believed
+from benchmarks.side_by_side.running import Runner, believed
 from benchmarks.side_by_side.table import brief, peak, table
 from benchmarks.side_by_side.throttle import TokenBucket, disk
 from benchmarks.watched import evict, how_it_ended, run_once
@@ -182,33 +182,67 @@ def saved(folder: Path, name: str, latents: "np.ndarray[Any, Any]", level: int) 
     return {"latents": str(folder / f"{name}.safetensors"), "pixels": str(folder / f"{name}.png")}
 
 
+def judged(agreement: Agreement, of: str, outputs: dict[str, Any], blended: bool = False) -> Any:
+    """Of "contender" or "contender precision": whether it agrees."""
+    contender, _, precision = of.partition(" ")
+    return agreement.judge(outputs, Kind(64, 2, precision or "fp16", contender), blended)["agrees"]
+
+
 def test_outputs_agree_within_rounding_and_not_beyond(tmp_path: Path) -> None:
     base = np.random.default_rng(0).standard_normal((1, 4, 8, 8))
     agreement = Agreement(tmp_path / "outputs", "cuda")
-    first = agreement.judge(saved(tmp_path, "a", base, 100), 64, 2, "fp16", False)
-    near = agreement.judge(saved(tmp_path, "b", base * (1 + SAME / 2), 101), 64, 2, "fp16", False)
-    far = agreement.judge(saved(tmp_path, "c", base * (1 + 2 * SAME), 100), 64, 2, "fp16", False)
-    pale = agreement.judge(saved(tmp_path, "d", base, 110), 64, 2, "fp16", False)
-    tiles = agreement.judge(saved(tmp_path, "e", base, 110), 64, 2, "fp16", True)
-    assert [each["agrees"] for each in (first, near, far, pale, tiles)] == [
-        None, True, False, False, True,
-    ]  # fmt: skip
-    other = agreement.judge(saved(tmp_path, "f", base * 1.1, 100), 64, 2, "8 bits", False)
+    near, far = base * (1 + SAME / 2), base * (1 + 2 * SAME)
+    assert judged(agreement, "a", saved(tmp_path, "a", base, 100)) is None
+    assert judged(agreement, "b", saved(tmp_path, "b", near, 101)) is True
+    assert judged(agreement, "c", saved(tmp_path, "c", far, 100)) is False
+    assert judged(agreement, "d", saved(tmp_path, "d", base, 110)) is False
+    assert judged(agreement, "e", saved(tmp_path, "e", base, 110), blended=True) is True
+    other = agreement.judge(saved(tmp_path, "f", base * 1.1, 100), Kind(64, 2, "8", "f"), False)
     assert other["agrees"] is None
     assert other["other_distances"]["fp16"] == pytest.approx(0.1)
-    wrong = agreement.judge(saved(tmp_path, "g", -base, 100), 64, 2, "4 bits", False)
-    assert wrong["agrees"] is False
+    assert judged(agreement, "g 4", saved(tmp_path, "g", -base, 100)) is False
+
+
+def test_no_contender_vouches_for_itself(tmp_path: Path) -> None:
+    base = np.random.default_rng(0).standard_normal((1, 4, 8, 8))
+    agreement = Agreement(tmp_path / "outputs", "cuda")
+    assert judged(agreement, "ours", saved(tmp_path, "small", base, 100)) is None
+    assert judged(agreement, "ours", saved(tmp_path, "large", base, 100)) is None
+    assert judged(agreement, "reference", saved(tmp_path, "theirs", base, 100)) is True
+    again = agreement.judge(saved(tmp_path, "large", base, 100), Kind(64, 2, "fp16", "ours"), False)
+    assert (again["agrees"], again["compared_with"]) == (True, "reference")
+
+
+def test_first_outputs_are_remembered_until_they_are_gone_or_wrong(tmp_path: Path) -> None:
+    base = np.random.default_rng(0).standard_normal((1, 4, 8, 8))
+    first = Agreement(tmp_path / "outputs", "cuda")
+    judged(first, "a", saved(tmp_path, "a", base, 100))
+    judged(first, "b 8", saved(tmp_path, "b", base, 100))
     again = Agreement(tmp_path / "outputs", "cuda")  # another run of the benchmark
-    assert again.judge(saved(tmp_path, "h", base, 100), 64, 2, "fp16", False)["agrees"] is True
-    assert again.judge(saved(tmp_path, "a", base, 100), 64, 2, "fp16", False)["agrees"] is None
-    turned = again.judge(saved(tmp_path, "a", -base, 100), 64, 2, "fp16", False)
-    assert turned["agrees"] is False  # the first, made again, is far from all other precisions
-    assert again.judge(saved(tmp_path, "h", base, 100), 64, 2, "fp16", False)["agrees"] is None
-    (tmp_path / "h.png").unlink()
+    assert judged(again, "c", saved(tmp_path, "c", base, 100)) is True
+    assert judged(again, "a", saved(tmp_path, "a", -base, 100)) is False  # made again, and wrong
+    (tmp_path / "c.png").unlink()
     fresh = Agreement(tmp_path / "outputs", "cuda")
-    assert (
-        fresh.judge(saved(tmp_path, "i", 1.3 * base, 100), 64, 2, "fp16", False)["agrees"] is None
-    )
+    assert judged(fresh, "d", saved(tmp_path, "d", 1.3 * base, 100)) is None
+
+
+@pytest.mark.parametrize(
+    ("ways", "agrees"),
+    [
+        (["whole a", "stream a"], [None, True]),
+        (["whole a", "stream b", "whole b"], [None, False, None]),
+        (["stream a", "stream a"], [None, None]),
+    ],
+)
+def test_a_step_is_held_against_one_of_another_way(
+    tmp_path: Path, ways: list[str], agrees: list[bool | None]
+) -> None:
+    runner = Runner(tmp_path, "cpu", (), 64, 60)
+    found = []
+    for way, outcome in (words.split() for words in ways):
+        plan = Plan("streaming", f"denoise --weights {way}", 64)
+        found.append(runner._judged_equal(plan, {"ok": True, "outcome": outcome})["agrees"])
+    assert found == agrees
 
 
 def test_latents_of_another_shape_are_not_compared() -> None:

@@ -16,6 +16,7 @@ from benchmarks.machine import save_rows
 from benchmarks.page.gpu import entries, step_ratios
 from benchmarks.page.page import page, read
 from benchmarks.page.sections import SECTIONS
+from benchmarks.side_by_side.rows import Plan
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -232,6 +233,10 @@ def test_keys_of_a_gpu_say_what_ran() -> None:
     assert (entry.part, entry.what, entry.size, entry.pictures) == ("first", "lowvram", 1024, 10)
     assert entry.bounds == {"budget": 3 << 29, "limit": 1 << 29}
     assert (entry.steps, entry.cache, entry.also) == (20, "cold", ("prepared",))
+    plan = Plan("memory", "lowvram", 1024, stage_budget=3 * (1 << 30) // 10)
+    (entry,) = entries({"rows": {plan.key: {"ok": True}}})
+    assert (entry.what, entry.name) == ("lowvram", "lowvram, stage-budget 307.2 MiB")
+    assert round(entry.bounds["stage-budget"]) == plan.stage_budget
     key = "memory/model-offload/4096 px/1 picture/decode only"
     (entry,) = entries({"rows": {key: {"ok": True}}})
     assert (entry.steps, entry.cache, entry.also) == (0, "", ())

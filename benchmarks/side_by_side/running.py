@@ -12,7 +12,7 @@ from typing import Any
 
 from benchmarks.baselines.contenders import text_encoder
 from benchmarks.side_by_side import inputs
-from benchmarks.side_by_side.agreement import Agreement
+from benchmarks.side_by_side.agreement import Agreement, Kind
 from benchmarks.side_by_side.places import place
 from benchmarks.side_by_side.processes import (
     Ended,
@@ -48,7 +48,7 @@ class Runner:
     sides: Sequence[int]
     base: int
     timeout: float
-    _equal: dict[tuple[str, int, int], str] = field(default_factory=dict)
+    _equal: dict[tuple[str, int, int], tuple[str, str]] = field(default_factory=dict)
     _making: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
@@ -105,8 +105,9 @@ class Runner:
         row |= {"wall_seconds": wall}
         if row["ok"]:
             precision = text_encoder(plan.contender, row["dtype"])
+            kind = Kind(plan.size, plan.steps, precision, plan.contender)
             blended = plan.contender.endswith("-tiling")
-            row |= self._agreement.judge(row["outputs"], plan.size, plan.steps, precision, blended)
+            row |= self._agreement.judge(row["outputs"], kind, blended)
         row.pop("outputs", None)
         return believed(plan, row)
 
@@ -166,12 +167,16 @@ class Runner:
         }  # fmt: skip
 
     def _judged_equal(self, plan: Plan, row: dict[str, Any]) -> dict[str, Any]:
-        """Streamed weights compute bit for bit what resident ones do: else no time is shown."""
+        """Streamed weights compute bit for bit what resident ones do: else no time is shown.
+
+        Where nothing but the same way ran before there is nothing to compare with.
+        """
         outcome = row.pop("outcome", None)
         if outcome is not None:
             stage = plan.contender.partition(" ")[0]
-            first = self._equal.setdefault((stage, plan.size, plan.steps), outcome)
-            row["agrees"] = outcome == first
+            mine = (plan.contender, outcome)
+            way, first = self._equal.setdefault((stage, plan.size, plan.steps), mine)
+            row["agrees"] = None if way == plan.contender else outcome == first
         return believed(plan, row)
 
     def _model(self, plan: Plan) -> Path:
