@@ -25,9 +25,10 @@ def first(px: Callable[[int], int], quick: bool) -> list[Plan]:
     offload = replace(row, contender="model-offload")
     # The reference before ours, which is held against it.
     rows = [replace(recipe, cache="cold"), replace(row, contender="reference")]
-    rows += [replace(small, cache="cold"), small, free, recipe, offload]
+    rows += [replace(small, cache="cold"), small, offload]
     if quick:
         return rows
+    rows += [free, recipe]
     rows += [replace(free, budget=size * GIB) for size in (8, 6, 4, 2)]
     rows += [replace(each, cache="cold") for each in (free, offload)]
     rows += [replace(row, contender="published-4bit")]
@@ -55,7 +56,6 @@ def memory(px: Callable[[int], int], quick: bool) -> list[Plan]:
     rows += [replace(ours, size=px(4096), steps=0, budget=2 * GIB)]
     for name in ("model-offload", "model-offload-tiling", "model-offload-slicing"):
         rows += [replace(row, contender=name, size=px(4096), steps=0, limit=CAP)]
-    rows += [replace(row, contender=name, limit=CAP) for name in _LAST]
     if quick:
         return rows
     rows += [replace(row, contender=name, limit=CAP) for name in _ALL_BUT_LOWVRAM]
@@ -65,7 +65,6 @@ def memory(px: Callable[[int], int], quick: bool) -> list[Plan]:
 
 
 _ALL_BUT_LOWVRAM = tuple(n for n in CONTENDERS if n not in ("lowvram", "one-shot-fp32"))
-_LAST = ("sequential-offload", "group-offload-leaf", "resident")
 
 
 def many(px: Callable[[int], int], quick: bool) -> list[Plan]:
