@@ -89,8 +89,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def card_of(machine: Mapping[str, Any], versions: Mapping[str, str]) -> tuple[str, ...]:
     """What names a card where lowvram remembers what was measured of it."""
-    torch, driver = versions.get("torch"), machine["driver"]
-    return (str(machine["gpu"]), f"torch {torch}", f"driver {driver}")
+    torch = versions["torch"].partition("+")[0]  # what it is built for is not always told
+    return (str(machine["gpu"]), f"torch {torch}", f"driver {machine['driver']}")
 
 
 def jobs_for(machine: Mapping[str, Any]) -> int:

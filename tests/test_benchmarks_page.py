@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ import pytest
 from PIL import Image
 
 from benchmarks.distance import distance
-from benchmarks.machine import save_rows
+from benchmarks.machine import commit_of, save_rows, versions
 from benchmarks.page.gpu import entries, step_ratios
 from benchmarks.page.page import page, read
 from benchmarks.page.sections import SECTIONS
+from benchmarks.page.tables import measured_on
 from benchmarks.side_by_side.rows import Plan
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -259,3 +261,25 @@ def test_a_streamed_step_is_held_against_the_resident_one_of_its_kind() -> None:
         read(RESULTS) | {"gpu": {"rows": rows}}, "a step, streamed to resident, consumer speed"
     )
     assert "| 1.05 | 0.02 (2%) | gpu.json, throttled |" in line
+
+
+def test_a_result_says_of_which_lowvram_it_is(tmp_path: Path) -> None:
+    """The page shows it where it was recorded; files from before stay as they are."""
+    found = versions()
+    assert found["lowvram"] == version("lowvram")
+    known = {"machine": "a CPU", "versions": {"torch": "2.11", "lowvram": "0.1.0"}}
+    assert "versions: torch 2.11, lowvram 0.1.0; " in measured_on(known)
+    known["versions"] = {"torch": "2.11", "lowvram": "0.1.0", "lowvram_commit": "abc1234"}
+    assert "versions: torch 2.11, lowvram 0.1.0 abc1234; " in measured_on(known)
+    assert "versions: torch 2.11; " in measured_on({"versions": {"torch": "2.11"}})
+    inner = tmp_path / "inner"
+    inner.mkdir()
+    assert commit_of(inner) is None
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b.c"]
+    for command in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "first"]):
+        subprocess.run([*git, *command], check=True)
+    head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True).stdout
+    commit_of.cache_clear()
+    commit = commit_of(tmp_path)
+    assert commit and head.startswith(commit)
+    assert commit_of(inner) is None  # unpacked within another checkout

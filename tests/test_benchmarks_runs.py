@@ -202,7 +202,11 @@ def test_rates_are_of_one_card_and_of_no_cpu(
     assert not measure_rates(tmp_path / "a", (tmp_path / "b",), ("another card", *CARD), 60)
     assert doctor == [str(tmp_path / "a")] * 2
     facts = {"gpu": "NVIDIA H100", "driver": "580.1"}
-    assert gpu.card_of(facts, {"torch": "2.11"}) == ("NVIDIA H100", "torch 2.11", "driver 580.1")
+    assert gpu.card_of(facts, {"torch": "2.11+cu130"}) == (
+        "NVIDIA H100",
+        "torch 2.11",
+        "driver 580.1",
+    )
 
 
 # Prepared weights
