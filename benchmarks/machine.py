@@ -98,11 +98,16 @@ def save_rows(
     Returns:
         the document as it is written.
     """
-    path = folder / f"{name}.json"
-    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    document = {"benchmark": name, "rows": {**found.get("rows", {}), **rows}}
+    document = {"benchmark": name, "rows": {**saved_rows(name, folder), **rows}}
     save(name, document, folder)
     return document
+
+
+def saved_rows(name: str, folder: Path = RESULTS) -> dict[str, Any]:
+    """The rows of `name`.json; none where there is no such file."""
+    path = folder / f"{name}.json"
+    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return dict(found.get("rows", {}))
 
 
 def _cpu() -> str:
