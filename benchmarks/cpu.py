@@ -8,9 +8,9 @@
 rows have the true sizes with random weights (made once under `--folder`, 11 GB): the published
 recipe and `lowvram` end to end at 512 px in few steps, and each stage in each way, read cold from
 the disk. `tiny` rows try the same on tiny networks. A row that fails, cannot be or is stopped is a
-row too; one that lacks an earlier row's file is not run, and what was known of it stays. Each is
-saved to `benchmarks/results/cpu.json` as soon as it is measured; `--rows` picks. The last line on
-stdout is one compact JSON.
+row too; one that lacks an earlier row's file is not run, and what was known of it stays, marked as
+not measured again. Each is saved to `benchmarks/results/cpu.json` as soon as it is measured;
+`--rows` picks. The last line on stdout is one compact JSON.
 """
 
 import argparse
@@ -26,7 +26,7 @@ sys.path.insert(0, str(ROOT))  # the code beside this file, whatever is installe
 
 from benchmarks.cpu_rows import Place, Row, rows_of  # noqa: E402
 from benchmarks.distance import distance  # noqa: E402
-from benchmarks.machine import RESULTS, load_average, recorded, save_rows  # noqa: E402
+from benchmarks.machine import RESULTS, load_average, recorded, save_rows, saved_rows  # noqa: E402
 from benchmarks.watched import evict, run_once  # noqa: E402
 
 _LEFT_OUT = ("timeline", "marks", "predicted", "settings", "left_tensors", "left_behind")
@@ -53,7 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     place, brief = Place(options.folder.resolve()), {}
     for key, row in rows.items():
         if lacks := place.lacks(row):
-            say(f"{key}: not run: it reads what a row of {lacks} makes, which has to run before")
+            why = f"it reads what a row of {lacks} makes, which has to run before"
+            say(f"{key}: not run: {why}")
+            mark_old(key, why, options.results)
             continue
         say(f"{key} …")
         measured = measure(row, place)
@@ -62,6 +64,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         say(f"{key}: {measured['error'] or 'ok'}, {measured['wall_seconds'] or 0:.0f} s")
     print(json.dumps({"benchmark": "cpu", "rows": brief}, separators=(",", ":")))
     return 0 if len(brief) == len(rows) else 1
+
+
+def mark_old(key: str, why: str, results: Path) -> None:
+    """Say in what was known of a row that it was to be measured again, and was not."""
+    if known := saved_rows("cpu", results).get(key):
+        mark = {"date": recorded()["date"], "why": why}
+        save_rows("cpu", {key: {**known, "not_measured_again": mark}}, results)
 
 
 def chosen(rows: dict[str, Row], patterns: Sequence[str] | None) -> dict[str, Row]:

@@ -7,16 +7,20 @@ Imports no torch: whatever is measured is not started here.
 import json
 import os
 import platform
+import subprocess
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-RESULTS = Path(__file__).resolve().parent / "results"
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
 LIBRARIES = ("torch", "transformers", "diffusers", "accelerate", "bitsandbytes", "safetensors")
+OWN, COMMIT = "lowvram", "lowvram_commit"
 _SETS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")  # what a CPU's speed in bf16 hangs on
 
 
@@ -45,14 +49,29 @@ def machine() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of the libraries that are installed."""
+    """Of Python, of the libraries that are installed and of lowvram, with the commit of a checkout.
+
+    Result files of earlier days have no lowvram among them.
+    """
     found = {"python": platform.python_version()}
-    for name in LIBRARIES:
+    for name in (*LIBRARIES, OWN):
         try:
             found[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return found | ({COMMIT: commit} if (commit := commit_of(ROOT)) else {})
+
+
+@cache
+def commit_of(folder: Path) -> str | None:
+    """The commit that is checked out there, shortened; None where it is no checkout, or no git."""
+    if not (folder / ".git").exists():  # git would look further up
+        return None
+    command = ["git", "-C", str(folder), "rev-parse", "--short", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
 
 
 def load_average() -> float | None:
@@ -79,11 +98,16 @@ def save_rows(
     Returns:
         the document as it is written.
     """
-    path = folder / f"{name}.json"
-    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    document = {"benchmark": name, "rows": {**found.get("rows", {}), **rows}}
+    document = {"benchmark": name, "rows": {**saved_rows(name, folder), **rows}}
     save(name, document, folder)
     return document
+
+
+def saved_rows(name: str, folder: Path = RESULTS) -> dict[str, Any]:
+    """The rows of `name`.json; none where there is no such file."""
+    path = folder / f"{name}.json"
+    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return dict(found.get("rows", {}))
 
 
 def _cpu() -> str:

@@ -8,8 +8,8 @@ import json
 import os
 import subprocess
 import sys
-import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +25,17 @@ from benchmarks.baselines.measure import Stages, together
 from benchmarks.baselines.outcome import Failed, Outcome, error_of
 from benchmarks.baselines.request import PROMPTS, Request, first_prompts
 from benchmarks.distance import latents_distance
-from benchmarks.side_by_side.agreement import SAME, Agreement, within
+from benchmarks.side_by_side import throttle
+from benchmarks.side_by_side.agreement import SAME, Agreement, Kind, within
 from benchmarks.side_by_side.checkpoint import write_tiled
 from benchmarks.side_by_side.parts import PARTS
 from benchmarks.side_by_side.processes import Ended, json_of, lines_of
-from benchmarks.side_by_side.rows import GIB, Plan, Store, machine_key, merged, readable
-from benchmarks.side_by_side.running import believed
+from benchmarks.side_by_side.rows import GIB, Plan
+from benchmarks.side_by_side.running import Runner, believed
 from benchmarks.side_by_side.table import brief, peak, table
 from benchmarks.side_by_side.throttle import TokenBucket, disk
 from benchmarks.watched import evict, how_it_ended, run_once
+from lowvram.memory.budget import parse_bytes
 from lowvram.weights import shards
 from scripts.make_checkpoint import Draw
 
@@ -44,68 +46,8 @@ def request(**changes: Any) -> Request:
     given: dict[str, Any] = {"contender": "lowvram", "model": Path("m"), "prompts": ("a", "b")}
     given |= {"size": 512, "steps": 2, "device": "cuda", "limit": None, "dtype": "fp16"}
     given |= {"output": Path("out"), "seed": 3, "latents": None, "budget": None}
+    given |= {"stage_budget": None}
     return Request(**{**given, **changes})
-
-
-# Rows and their file
-
-
-def test_keys_tell_every_planned_row_from_every_other() -> None:
-    assert ROW.key == "first/lowvram budget 1 GiB/1024 px/1 picture/20 steps/warm"
-    plans = [plan for part in PARTS.values() for plan in part(lambda side: side, False)]
-    assert len({plan.key for plan in plans}) == len(plans)
-
-
-@pytest.mark.parametrize("part", PARTS)
-def test_a_quick_part_is_a_part_of_the_whole_one(part: str) -> None:
-    plan = PARTS[part]
-    if part == "many":  # its per-prompt rows are fewer prompts
-        return
-    assert {p.key for p in plan(int, True)} <= {p.key for p in plan(int, False)}
-    assert all(p.part == part for p in plan(int, False))
-
-
-def test_only_rows_without_times_run_side_by_side() -> None:
-    timed = {name: {p.timed for p in part(int, False)} for name, part in PARTS.items()}
-    assert {name for name, kinds in timed.items() if kinds == {False}} == {"memory", "predicted"}
-    assert all(len(kinds) == 1 for kinds in timed.values())
-
-
-def test_a_row_measured_anew_replaces_the_old_one_and_no_other(tmp_path: Path) -> None:
-    path = tmp_path / "new" / "gpu.json"
-    store = Store(path, {"card": "A"})
-    store.add("a", {"ok": True, "error": None})
-    store.add("b", {"ok": False, "error": "out of memory at encode"})
-    later = Store(path, {"card": "B"})
-    later.add("a", {"ok": True, "error": None, "seconds": 2})
-    found = json.loads(path.read_text())
-    assert found["rows"]["a"]["seconds"] == 2
-    assert found["rows"]["b"]["error"] == "out of memory at encode"
-    assert found["machines"][found["rows"]["a"]["machine"]] == {"card": "B"}
-    assert found["machines"][found["rows"]["b"]["machine"]] == {"card": "A"}
-    assert [each.name for each in path.parent.iterdir()] == ["gpu.json"]
-
-
-def test_of_two_files_the_later_row_counts() -> None:
-    def file(machine: str, measured: str) -> dict[str, Any]:
-        rows = {"a": {"machine": machine, "measured": measured}}
-        return {"machines": {machine: {}}, "rows": rows}
-
-    old, new = file("x", "2026-01-01 10:00 UTC"), file("y", "2026-01-02 09:00 UTC")
-    assert merged(old, new)["rows"]["a"]["machine"] == "y"
-    assert merged(new, old)["rows"]["a"]["machine"] == "y"
-    assert set(merged(old, new)["machines"]) == {"x", "y"}
-
-
-def test_a_machine_is_its_facts_in_any_order() -> None:
-    assert machine_key({"a": 1, "b": 2}) == machine_key({"b": 2, "a": 1})
-    assert machine_key({"a": 1}) != machine_key({"a": 2})
-
-
-def test_bytes_are_said_in_binary_units() -> None:
-    assert [readable(b) for b in (8 * GIB, GIB + GIB // 2, GIB // 4)] == [
-        "8 GiB", "1.5 GiB", "256 MiB",
-    ]  # fmt: skip
 
 
 # What a failure is
@@ -205,6 +147,9 @@ def test_lowvram_is_run_as_a_user_would(tmp_path: Path) -> None:
     assert capped[:2] == ["run", "a"]
     assert capped[capped.index("--vram") + 1] == "2097152.000KiB"
     assert capped[capped.index("--dtype") + 1] == "fp32"
+    staged = arguments(request(output=tmp_path, stage_budget=270_000_000))
+    assert parse_bytes("", staged[staged.index("--stage-budget") + 1]) == 270_000_000
+    assert "--vram" not in staged
 
 
 def test_the_prompts_are_a_hundred_different_ones() -> None:
@@ -237,33 +182,67 @@ def saved(folder: Path, name: str, latents: "np.ndarray[Any, Any]", level: int) 
     return {"latents": str(folder / f"{name}.safetensors"), "pixels": str(folder / f"{name}.png")}
 
 
+def judged(agreement: Agreement, of: str, outputs: dict[str, Any], blended: bool = False) -> Any:
+    """Of "contender" or "contender precision": whether it agrees."""
+    contender, _, precision = of.partition(" ")
+    return agreement.judge(outputs, Kind(64, 2, precision or "fp16", contender), blended)["agrees"]
+
+
 def test_outputs_agree_within_rounding_and_not_beyond(tmp_path: Path) -> None:
     base = np.random.default_rng(0).standard_normal((1, 4, 8, 8))
     agreement = Agreement(tmp_path / "outputs", "cuda")
-    first = agreement.judge(saved(tmp_path, "a", base, 100), 64, 2, "fp16", False)
-    near = agreement.judge(saved(tmp_path, "b", base * (1 + SAME / 2), 101), 64, 2, "fp16", False)
-    far = agreement.judge(saved(tmp_path, "c", base * (1 + 2 * SAME), 100), 64, 2, "fp16", False)
-    pale = agreement.judge(saved(tmp_path, "d", base, 110), 64, 2, "fp16", False)
-    tiles = agreement.judge(saved(tmp_path, "e", base, 110), 64, 2, "fp16", True)
-    assert [each["agrees"] for each in (first, near, far, pale, tiles)] == [
-        None, True, False, False, True,
-    ]  # fmt: skip
-    other = agreement.judge(saved(tmp_path, "f", base * 1.1, 100), 64, 2, "8 bits", False)
+    near, far = base * (1 + SAME / 2), base * (1 + 2 * SAME)
+    assert judged(agreement, "a", saved(tmp_path, "a", base, 100)) is None
+    assert judged(agreement, "b", saved(tmp_path, "b", near, 101)) is True
+    assert judged(agreement, "c", saved(tmp_path, "c", far, 100)) is False
+    assert judged(agreement, "d", saved(tmp_path, "d", base, 110)) is False
+    assert judged(agreement, "e", saved(tmp_path, "e", base, 110), blended=True) is True
+    other = agreement.judge(saved(tmp_path, "f", base * 1.1, 100), Kind(64, 2, "8", "f"), False)
     assert other["agrees"] is None
     assert other["other_distances"]["fp16"] == pytest.approx(0.1)
-    wrong = agreement.judge(saved(tmp_path, "g", -base, 100), 64, 2, "4 bits", False)
-    assert wrong["agrees"] is False
+    assert judged(agreement, "g 4", saved(tmp_path, "g", -base, 100)) is False
+
+
+def test_no_contender_vouches_for_itself(tmp_path: Path) -> None:
+    base = np.random.default_rng(0).standard_normal((1, 4, 8, 8))
+    agreement = Agreement(tmp_path / "outputs", "cuda")
+    assert judged(agreement, "ours", saved(tmp_path, "small", base, 100)) is None
+    assert judged(agreement, "ours", saved(tmp_path, "large", base, 100)) is None
+    assert judged(agreement, "reference", saved(tmp_path, "theirs", base, 100)) is True
+    again = agreement.judge(saved(tmp_path, "large", base, 100), Kind(64, 2, "fp16", "ours"), False)
+    assert (again["agrees"], again["compared_with"]) == (True, "reference")
+
+
+def test_first_outputs_are_remembered_until_they_are_gone_or_wrong(tmp_path: Path) -> None:
+    base = np.random.default_rng(0).standard_normal((1, 4, 8, 8))
+    first = Agreement(tmp_path / "outputs", "cuda")
+    judged(first, "a", saved(tmp_path, "a", base, 100))
+    judged(first, "b 8", saved(tmp_path, "b", base, 100))
     again = Agreement(tmp_path / "outputs", "cuda")  # another run of the benchmark
-    assert again.judge(saved(tmp_path, "h", base, 100), 64, 2, "fp16", False)["agrees"] is True
-    assert again.judge(saved(tmp_path, "a", base, 100), 64, 2, "fp16", False)["agrees"] is None
-    turned = again.judge(saved(tmp_path, "a", -base, 100), 64, 2, "fp16", False)
-    assert turned["agrees"] is False  # the first, made again, is far from all other precisions
-    assert again.judge(saved(tmp_path, "h", base, 100), 64, 2, "fp16", False)["agrees"] is None
-    (tmp_path / "h.png").unlink()
+    assert judged(again, "c", saved(tmp_path, "c", base, 100)) is True
+    assert judged(again, "a", saved(tmp_path, "a", -base, 100)) is False  # made again, and wrong
+    (tmp_path / "c.png").unlink()
     fresh = Agreement(tmp_path / "outputs", "cuda")
-    assert (
-        fresh.judge(saved(tmp_path, "i", 1.3 * base, 100), 64, 2, "fp16", False)["agrees"] is None
-    )
+    assert judged(fresh, "d", saved(tmp_path, "d", 1.3 * base, 100)) is None
+
+
+@pytest.mark.parametrize(
+    ("ways", "agrees"),
+    [
+        (["whole a", "stream a"], [None, True]),
+        (["whole a", "stream b", "whole b"], [None, False, None]),
+        (["stream a", "stream a"], [None, None]),
+    ],
+)
+def test_a_step_is_held_against_one_of_another_way(
+    tmp_path: Path, ways: list[str], agrees: list[bool | None]
+) -> None:
+    runner = Runner(tmp_path, "cpu", (), 64, 60)
+    found = []
+    for way, outcome in (words.split() for words in ways):
+        plan = Plan("streaming", f"denoise --weights {way}", 64)
+        found.append(runner._judged_equal(plan, {"ok": True, "outcome": outcome})["agrees"])
+    assert found == agrees
 
 
 def test_latents_of_another_shape_are_not_compared() -> None:
@@ -314,14 +293,6 @@ def test_the_last_line_says_what_failed() -> None:
     assert found[row][0] == "out of memory at encode"
 
 
-def test_notes_of_a_file_stay_when_rows_are_added(tmp_path: Path) -> None:
-    path = tmp_path / "gpu.json"
-    path.write_text(json.dumps({"notes": ["beside others"], "machines": {}, "rows": {}}))
-    Store(path, {"cpu": "x"}).add("a", {"ok": True})
-    assert json.loads(path.read_text())["notes"] == ["beside others"]
-    assert merged(json.loads(path.read_text()), {"machines": {}, "rows": {}})["notes"]
-
-
 @pytest.mark.parametrize("start", ["run_once", "json_of"])
 def test_packages_that_are_only_on_the_path_are_found(
     start: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -357,42 +328,65 @@ def test_what_a_grandchild_has_read_counts_once(tmp_path: Path) -> None:
 # Slower on purpose
 
 
-def test_the_bucket_lets_a_rate_pass_and_no_burst() -> None:
-    clock = [0.0]
-    slept: list[float] = []
+class Clock:
+    """A clock that only sleeping and working move; sleeps overshoot by `overshoot` seconds."""
 
-    def sleep(seconds: float) -> None:
-        slept.append(seconds)
-        clock[0] += seconds
+    def __init__(self, overshoot: float = 0.0) -> None:
+        self.seconds, self.slept, self.overshoot = 0.0, 0, overshoot
 
-    bucket = TokenBucket(100.0, lambda: clock[0], sleep)
-    began = bucket.begin()
-    clock[0] += 0.25  # the transfer itself took this long
-    bucket.end(began, 100)
-    assert clock[0] == pytest.approx(1.0)
-    clock[0] += 5.0  # idle: not saved up
-    bucket.end(bucket.begin(), 100)
-    assert clock[0] == pytest.approx(7.0)
-    assert slept == [pytest.approx(0.75), pytest.approx(1.0)]
-    began = bucket.begin()
-    clock[0] += 3.0  # slower than the rate by itself
-    bucket.end(began, 100)
-    assert clock[0] == pytest.approx(10.0)
+    def now(self) -> float:
+        return self.seconds
+
+    def sleep(self, seconds: float) -> None:
+        self.slept += 1
+        self.seconds += seconds + self.overshoot
+
+
+@pytest.mark.parametrize("overshoot", [0.0, 0.0003, 0.01])
+def test_the_bucket_lets_its_rate_pass_whatever_sleeps_overshoot(overshoot: float) -> None:
+    clock, rate, piece = Clock(overshoot), 3.5e9, 1 << 20
+    bucket = TokenBucket(rate, clock.now, clock.sleep)
+    for _ in range(5000):
+        with bucket.passing(piece):
+            clock.seconds += piece / 10e9  # as fast as the page cache gives it
+        clock.seconds += piece / 30e9  # converted
+    assert 5000 * piece / clock.seconds == pytest.approx(rate, rel=0.02)
+    assert clock.slept < 500  # not for each piece
+
+
+def test_the_bucket_saves_up_no_more_than_a_moment() -> None:
+    clock = Clock()
+    bucket = TokenBucket(100.0, clock.now, clock.sleep)
+
+    def transfer(seconds: float) -> float:
+        """How long 100 bytes take that would take so long by themselves."""
+        started = clock.seconds
+        with bucket.passing(100):
+            clock.seconds += seconds
+        return clock.seconds - started
+
+    assert transfer(0.25) == pytest.approx(1.0)
+    clock.seconds += 5.0  # idle
+    assert transfer(0.25) == pytest.approx(1.0 - 0.02)
+    assert transfer(3.0) == 3.0  # slower than the rate by itself
+    assert transfer(0.25) == pytest.approx(1.0 - 0.02)
     with pytest.raises(ValueError, match="nothing pass"):
         TokenBucket(0)
 
 
-def test_reads_are_slowed_from_outside_and_only_meanwhile(tmp_path: Path) -> None:
-    before = shards._fill
+def test_reads_are_slowed_from_outside_and_only_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, clock = shards._fill, Clock()
     path = tmp_path / "numbers"
     path.write_bytes(bytes(range(200)))
     out = torch.empty(200, dtype=torch.uint8)
+    bucket = partial(TokenBucket, now=clock.now, sleep=clock.sleep)
+    monkeypatch.setattr(throttle, "TokenBucket", bucket)
     with disk(1000.0), open(path, "rb", buffering=0) as file:
-        started = time.perf_counter()
         shards._fill(file, out, path)
-        took = time.perf_counter() - started
     assert out.tolist() == list(range(200))
-    assert took >= 0.19
+    assert clock.seconds == pytest.approx(0.2, abs=0.021)
     assert shards._fill is before
 
 

@@ -35,7 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.dup2(2, 1)  # whatever a library prints goes to stderr
     request = parse(arguments)
     request.output.mkdir(parents=True, exist_ok=True)
-    answer.write(json.dumps(carry_out(request), separators=(",", ":")) + "\n")
+    row = carry_out(request) | {"versions": versions()}
+    answer.write(json.dumps(row, separators=(",", ":")) + "\n")
     answer.close()
     return 0
 
@@ -51,6 +52,7 @@ def parse(arguments: Sequence[str] | None) -> Request:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--limit", type=int, metavar="BYTES", help="of the process on the card")
     parser.add_argument("--budget", default="none", metavar="BYTES|none", help="lowvram's --vram")
+    parser.add_argument("--stage-budget", type=int, metavar="BYTES", help="of lowvram's stages")
     parser.add_argument("--dtype", choices=DTYPES, help="default: fp16 (one-shot-fp32: fp32)")
     parser.add_argument("--output", type=Path, default=Path("outputs") / "baselines")
     parser.add_argument("--seed", type=int, default=0)
@@ -69,8 +71,9 @@ def carry_out(request: Request) -> dict[str, Any]:
     row: dict[str, Any] = {"contender": request.contender, "ok": False, "error": None}
     row |= {"stages": [], "seconds_to_first_picture": None, "seconds_per_further_picture": None}
     row |= {"pictures": len(request.prompts), "size": request.size, "steps": request.steps}
-    row |= {"dtype": request.dtype, "outputs": {}, "versions": versions()}
+    row |= {"dtype": request.dtype, "outputs": {}}
     row |= {"limit_bytes": request.limit, "budget_bytes": request.budget}
+    row |= {"stage_budget_bytes": request.stage_budget}
     module = importlib.import_module(f"benchmarks.baselines.{CONTENDERS[request.contender]}")
     try:
         made = module.run(request) if request.contender == "lowvram" else _here(request, module)

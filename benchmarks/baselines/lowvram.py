@@ -51,9 +51,10 @@ def run(request: Request) -> Outcome:
 
 def arguments(request: Request) -> list[str]:
     """What follows `lowvram` on the command line."""
-    budget = request.budget or request.limit
+    bounds = {"--vram": request.budget or request.limit, "--stage-budget": request.stage_budget}
     shared = ["--device", request.device]
-    shared += [] if budget is None else ["--vram", f"{budget / 1024:.3f}KiB"]
+    for name, amount in bounds.items():
+        shared += [] if amount is None else [name, f"{amount / 1024:.3f}KiB"]
     # Half precision is what it takes by itself on a GPU, with T5 in bfloat16.
     shared += [] if request.dtype == "fp16" else ["--dtype", request.dtype]
     if request.latents is not None:

@@ -35,6 +35,7 @@ class Request:
         latents: a safetensors file with finished `latents` [1, 4, height/8, width/8]: they are
             decoded and nothing else is done. None to make pictures of prompts.
         budget: bytes, of lowvram alone (`--vram`); None for none.
+        stage_budget: bytes, of lowvram alone (`--stage-budget`); None for none.
     """
 
     contender: str
@@ -49,6 +50,7 @@ class Request:
     seed: int
     latents: Path | None
     budget: int | None
+    stage_budget: int | None
 
     @property
     def torch_dtype(self) -> "torch.dtype":

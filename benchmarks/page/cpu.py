@@ -78,7 +78,8 @@ def _stages(rows: Mapping[str, Row]) -> str:
 
 
 def _stage(row: Row) -> Iterator[str]:
-    yield row["name"]
+    again = row.get("not_measured_again")
+    yield row["name"] + (f" (older: not measured again on {again['date']})" if again else "")
     if not row["ok"]:
         yield from (f"{row['error']}", *[NONE] * 9)
         return

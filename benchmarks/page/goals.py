@@ -89,16 +89,14 @@ def _row(goal: Goal, results: Results) -> Iterator[str]:
 
 
 def _peak(field: str, size: int) -> Callable[[Results], Figure | None]:
-    """The least peak that a run of ours has at that size, and the published recipe's."""
+    """The least peak of ours at that size, in a run or stage by stage; the published recipe's."""
 
     def measure(results: Results) -> Figure | None:
         found = gpu.entries(results.get("gpu", {}))
-        ours = gpu.least_peak(found, gpu.OURS, size, field)
-        theirs = gpu.least_peak(found, gpu.PUBLISHED, size, field)
-        if ours is None or isinstance(ours, str):
-            figure = _by_stage(results, field, size, theirs)
-        else:
-            figure = Figure(ours, f"gpu.json, {size} px", theirs)
+        both = [_of_run(found, field, size), _by_stage(results, field, size)]
+        measured = [(figure.value, figure) for figure in both if figure.value is not None]
+        least = min(measured, key=lambda each: each[0])[1] if measured else Figure(None, "–")
+        figure = replace(least, published=gpu.least_peak(found, gpu.PUBLISHED, size, field))
         foretold = results.get("foretold", {}).get("rows") or []
         held = [r["predicted"].get(field) for r in foretold if r["side"] in (0, size)]
         return replace(figure, foretold=max(filter(None, held), default=None))
@@ -106,16 +104,26 @@ def _peak(field: str, size: int) -> Callable[[Results], Figure | None]:
     return measure
 
 
-def _by_stage(results: Results, field: str, size: int, theirs: float | str | None) -> Figure:
+def _of_run(found: list[gpu.Entry], field: str, size: int) -> Figure:
+    """The least peak that a whole run has."""
+    run = gpu.least_run(found, gpu.OURS, size, field)
+    return Figure(None, "–") if run is None else Figure(run.peak(field), _where(size, run.name))
+
+
+def _by_stage(results: Results, field: str, size: int) -> Figure:
     """The largest of the three stages, each run by itself in the way that holds least."""
     peaks = gpu.stage_peaks(gpu.entries(results.get("gpu", {})), size, field)
-    where = f"gpu.json, {size} px, stage by stage"
-    strips = cuda.strips_peak(results.get("cuda", {}), size)
-    if field == "peak_allocated_bytes" and strips and strips < peaks.get("decode", 0):
-        peaks["decode"] = strips
-        where += "; decode: cuda.json"
-    whole = len(peaks) == len(gpu.STAGES)
-    return Figure(max(peaks.values()) if whole else None, where if whole else "–", theirs)
+    if len(peaks) < len(gpu.STAGES):
+        return Figure(None, "–")
+    strips, also = cuda.strips_peak(results.get("cuda", {}), size), ""
+    if field == "peak_allocated_bytes" and strips and strips < peaks["decode"][0]:
+        peaks["decode"], also = (strips, "decode"), "; decode: cuda.json"
+    value, way = max(peaks.values())
+    return Figure(value, _where(size, f"stage by stage, most in {way}{also}"))
+
+
+def _where(size: int, row: str) -> str:
+    return f"gpu.json, {size} px, {row}"
 
 
 def _host(results: Results) -> Figure | None:

@@ -10,12 +10,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from benchmarks.side_by_side.rows import readable
+
 Row = Mapping[str, Any]
 PUBLISHED, OURS, OFFLOAD = "published-8bit", "lowvram", "model-offload"
 BARE = "interpreter"
 STAGES = ("encode", "denoise", "decode")
-_BOUND = re.compile(r" (budget|limit) ([\d.e+]+) (GiB|MiB)")
-_UNITS = {"GiB": 1 << 30, "MiB": 1 << 20}
+_BOUND = re.compile(r" (budget|stage-budget|limit) ([\d.e+]+) (GiB|MiB|GB)")
+_UNITS = {"GiB": 1 << 30, "MiB": 1 << 20, "GB": 10**9}
 _CACHES = ("cold", "warm")
 
 
@@ -25,7 +27,7 @@ class Entry:
 
     Attributes:
         what: contender, or the stage with its options.
-        bounds: "budget" and "limit" in bytes, those that were set.
+        bounds: "budget", "stage-budget" and "limit" in bytes, those that were set.
         also: what is left of the key.
     """
 
@@ -39,6 +41,12 @@ class Entry:
     steps: int
     cache: str
     also: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """What ran, in which bounds, and what else tells it from others."""
+        bounds = [f"{name} {readable(round(value))}" for name, value in self.bounds.items()]
+        return ", ".join([self.what, *bounds, *self.also])
 
     @property
     def ok(self) -> bool:
@@ -100,35 +108,41 @@ def find(found: list[Entry], what: str, **fields: Any) -> Iterator[Entry]:
             yield entry
 
 
-def least_peak(found: list[Entry], what: str, size: int, name: str) -> float | str | None:
-    """The smallest peak of a contender's runs at a size; else how one failed; None without runs.
+def least_run(found: list[Entry], what: str, size: int, name: str) -> Entry | None:
+    """The run of a contender at a size whose peak is smallest; None where none went well.
 
     Runs with quantised weights do not count for ours: the goals are for the same bits.
     """
-    runs = list(find(found, what, size=size))
+    runs = [run for run in find(found, what, size=size) if run.ok and run.peak(name)]
     if what == OURS:
         runs = [run for run in runs if not any(_quantized(each) for each in run.stages)]
-    peaks = [peak for run in runs if run.ok and (peak := run.peak(name))]
-    if peaks:
-        return min(peaks)
-    return next((str(run.row.get("error")) for run in runs if not run.ok), None)
+    return min(runs, key=lambda run: run.peak(name) or 0, default=None)
 
 
-def stage_peaks(found: list[Entry], size: int, name: str) -> dict[str, float]:
+def least_peak(found: list[Entry], what: str, size: int, name: str) -> float | str | None:
+    """The smallest peak of a contender's runs at a size; else how one failed; None without runs."""
+    run = least_run(found, what, size, name)
+    if run is not None:
+        return run.peak(name)
+    failed = (run for run in find(found, what, size=size) if not run.ok)
+    return next((str(run.row.get("error")) for run in failed), None)
+
+
+def stage_peaks(found: list[Entry], size: int, name: str) -> dict[str, tuple[float, str]]:
     """A peak of each stage of ours that was run by itself at a size, by the same bits, in the way
-    that holds least. A text is of no size.
+    that holds least, and which way that was. A text is of no size.
     """
-    least: dict[str, Row] = {}
+    least: dict[str, tuple[Row, str]] = {}
     for entry in found:
         if entry.part != "predicted" or not entry.ok:
             continue
         for stage in entry.stages:
-            if stage["name"] != "encode" and entry.size != size:
+            if _quantized(stage) or (stage["name"] != "encode" and entry.size != size):
                 continue
-            before = least.get(stage["name"], {}).get("peak_allocated_bytes")
-            if not _quantized(stage) and (before is None or stage["peak_allocated_bytes"] < before):
-                least[stage["name"]] = stage
-    return {stage: float(row[name]) for stage, row in least.items() if row.get(name)}
+            before = least.get(stage["name"], ({}, ""))[0].get("peak_allocated_bytes")
+            if before is None or stage["peak_allocated_bytes"] < before:
+                least[stage["name"]] = stage, entry.name
+    return {stage: (float(row[name]), way) for stage, (row, way) in least.items() if row.get(name)}
 
 
 def first_picture(found: list[Entry], what: str, part: str) -> float | None:

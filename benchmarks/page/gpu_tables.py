@@ -117,10 +117,8 @@ def _predicted(found: list[Entry]) -> str:
 
 
 def _name(entry: Entry) -> str:
-    """What ran, in which bounds; and where its output was not that of the others."""
-    bounds = [f"{name} {value / (1 << 30):g} GiB" for name, value in entry.bounds.items()]
-    odd = ["another output"] if entry.row.get("agrees") is False else []
-    return ", ".join([entry.what, *bounds, *entry.also, *odd])
+    """Its name, and where its output was not that of the others."""
+    return entry.name + (", another output" if entry.row.get("agrees") is False else "")
 
 
 def _measured(document: Mapping[str, Any]) -> str:

@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from benchmarks.machine import COMMIT, OWN
+
 NONE = "–"
 NOT_RECORDED = "not recorded"
 _LIBRARIES = ("python", "torch", "transformers", "diffusers", "accelerate", "bitsandbytes")
@@ -52,6 +54,8 @@ def measured_on(document: Mapping[str, Any]) -> str:
     facts: Mapping[str, Any] = found if isinstance(found, Mapping) else {}
     known = document.get("versions") or facts
     versions = [f"{name} {known[name]}" for name in _LIBRARIES if known.get(name)]
+    own = [known.get(name) for name in (OWN, COMMIT)]
+    versions += [" ".join([OWN, *filter(None, own)])] if any(own) else []
     if not versions and document.get("torch"):
         versions = [f"torch {document['torch']}"]
     load = document.get("load_average_before")
@@ -83,7 +87,8 @@ def measured_of(rows: Iterable[Mapping[str, Any]]) -> str:
 
 def noted(document: Mapping[str, Any]) -> str:
     """What a reader has to know of the figures, a point each; empty where nothing is noted."""
-    return "".join(f"- {note}\n" for note in document.get("notes") or ())
+    notes = document.get("notes") or ()
+    return "".join(f"- {each if isinstance(each, str) else each['text']}\n" for each in notes)
 
 
 def _machine(found: Any) -> str:

@@ -1,15 +1,16 @@
 """Whether contenders made the same: latents and pictures, before any time is believed.
 
-Outputs are held against the first of the same size and steps whose text encoder computes in the
-same precision; where that is another (8 bits, 4 bits, bfloat16, float16) the distance is told
-and nothing is concluded, unless it is so far that something must be wrong.
+Outputs are held against the first one of another contender, of the same size and steps, whose text
+encoder computes in the same precision: no contender vouches for itself. Where the precision is
+another (8 bits, 4 bits, bfloat16, float16) the distance is told and nothing is concluded, unless it
+is so far that something must be wrong.
 """
 
 import json
 import os
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,8 +24,16 @@ LEVELS = 2.0  # of pixels, mean difference in levels of 255
 # sums of other kernels round elsewhere. What is wrong (other noise, another text) is off by 1.
 
 
-Kind = tuple[int, int, str]  # size, steps, precision
 Files = tuple[Path | None, Path]  # latents and picture
+
+
+class Kind(NamedTuple):
+    """What an output is of; `precision` is the text encoder's."""
+
+    size: int
+    steps: int
+    precision: str
+    contender: str
 
 
 class Agreement:
@@ -32,31 +41,27 @@ class Agreement:
 
     def __init__(self, folder: Path, device: str) -> None:
         """`folder` holds what is remembered of a device, beside the outputs."""
-        self._path = folder / f"agreement-{device}.json"
+        self._path = folder / f"first-outputs-{device}.json"
         self._lock = threading.Lock()
         self._first: dict[Kind, Files] = {}
         if self._path.is_file():
-            for size, steps, precision, *paths in json.loads(self._path.read_text("utf-8")):
-                latents, picture = (path and Path(path) for path in paths)
-                if all(path is None or path.is_file() for path in (latents, picture)):
-                    self._first[size, steps, precision] = latents, picture
+            for *kind, latents, picture in json.loads(self._path.read_text("utf-8")):
+                files = (latents and Path(latents), Path(picture))
+                if all(path is None or path.is_file() for path in files):
+                    self._first[Kind(*kind)] = files
 
-    def judge(
-        self, outputs: dict[str, str | None], size: int, steps: int, precision: str, blended: bool
-    ) -> dict[str, Any]:
-        """How far an output is from the first of its kind, and whether that is rounding.
+    def judge(self, outputs: dict[str, str | None], mine: Kind, blended: bool) -> dict[str, Any]:
+        """How far an output is from another contender's, and whether that is rounding.
 
         Args:
-            precision: of the text encoder.
             blended: whether the picture was decoded in tiles, which are not equal by nature.
 
         Returns:
-            "agrees" (None for the first of its kind), "compared_with", "latents_distance",
-            "pixels_levels"; "other_distances" to outputs of other precision.
+            "agrees" (None where no other contender was there), "compared_with" (the contender),
+            "latents_distance", "pixels_levels"; "other_distances" to outputs of other precision.
         """
         latents = outputs["latents"]
         files = (None if latents is None else Path(latents), Path(str(outputs["pixels"])))
-        mine = (size, steps, precision)
         with self._lock:
             said = self._compared(mine, files, blended)
             if said["agrees"] is False and self._first.get(mine) == files:
@@ -68,17 +73,18 @@ class Agreement:
         return said
 
     def _compared(self, mine: Kind, files: Files, blended: bool) -> dict[str, Any]:
-        others = {
-            kind[2]: distances(files, found)[0]
-            for kind, found in self._first.items()
-            if kind[:2] == mine[:2] and kind != mine
-        }
+        others: dict[str, float | None] = {}  # to the first of each precision
         said: dict[str, Any] = {"other_distances": others, "agrees": None}
-        first = self._first.get(mine, files)
-        if first != files:  # else it is the first, made again
-            far, levels = distances(files, first)
-            said |= {"latents_distance": far, "pixels_levels": levels, "compared_with": mine[2]}
-            said["agrees"] = within(far, None if blended else levels)
+        for kind, found in self._first.items():
+            if kind.contender == mine.contender or kind[:2] != mine[:2]:
+                continue
+            if kind.precision != mine.precision and kind.precision not in others:
+                others[kind.precision] = distances(files, found)[0]
+            elif kind.precision == mine.precision and said["agrees"] is None:
+                far, levels = distances(files, found)
+                said |= {"latents_distance": far, "pixels_levels": levels}
+                said |= {"compared_with": kind.contender}
+                said["agrees"] = within(far, None if blended else levels)
         if any(each is not None and not each <= OTHER for each in others.values()):
             said["agrees"] = False
         return said

@@ -8,6 +8,7 @@ from benchmarks.side_by_side.rows import GIB, Plan
 
 SIDES = (512, 1024, 2048, 4096)  # px; the last is decoded only: no checkpoint is published for it
 CAP = 8 * GIB  # the card that the published recipe is for
+_STRETCH = (270_000_000, 3 * GIB // 10)  # of a stage's tensors: the stretch goal, and some more
 _FEW = 2  # steps where only memory is looked at, which is the same in each
 _PCIE_3X8 = 7.9e9  # bytes a second: 8 lanes of 8 GT/s, 128 of 130 bits
 _DISKS = (3.5e9, 0.5e9)  # bytes a second: an NVMe on PCIe 3 x4, a SATA disk
@@ -22,10 +23,12 @@ def first(px: Callable[[int], int], quick: bool) -> list[Plan]:
     small, free = replace(row, contender="lowvram", budget=GIB), replace(row, contender="lowvram")
     recipe = replace(row, contender="published-8bit")
     offload = replace(row, contender="model-offload")
-    rows = [recipe, small, free, offload]
-    rows += [replace(each, cache="cold") for each in (recipe, small)]
+    # The reference before ours, which is held against it.
+    rows = [replace(recipe, cache="cold"), replace(row, contender="reference")]
+    rows += [replace(small, cache="cold"), small, offload]
     if quick:
         return rows
+    rows += [free, recipe]
     rows += [replace(free, budget=size * GIB) for size in (8, 6, 4, 2)]
     rows += [replace(each, cache="cold") for each in (free, offload)]
     rows += [replace(row, contender="published-4bit")]
@@ -37,9 +40,9 @@ def memory(px: Callable[[int], int], quick: bool) -> list[Plan]:
     """Peaks of each stage under a cap of 8 GiB; times are not taken."""
     row = Plan("memory", "", px(1024), steps=_FEW, timed=False)
     ours = replace(row, contender="lowvram")
-    rows = [replace(row, contender="published-8bit", limit=limit) for limit in (CAP, None)]
-    rows += [replace(row, contender="interpreter", size=0), replace(ours, budget=GIB)]
-    rows += [replace(row, contender="reference")]
+    rows = [replace(row, contender="interpreter", size=0), replace(row, contender="reference")]
+    rows += [replace(row, contender="published-8bit", limit=limit) for limit in (CAP, None)]
+    rows += [replace(ours, budget=GIB), *(replace(ours, stage_budget=held) for held in _STRETCH)]
     rows += [replace(ours, budget=CAP)]
     rows += [
         replace(row, contender=name, limit=CAP)
@@ -47,13 +50,12 @@ def memory(px: Callable[[int], int], quick: bool) -> list[Plan]:
     ]
     for side in (2048,) if quick else (2048, 512):
         names = ("published-8bit", "model-offload-tiling") if quick else _ALL_BUT_LOWVRAM
-        # Beside the context some 0.6 GB are left of 1.25 GiB, which 2048 px need.
-        rows += [replace(ours, size=px(side), budget=GIB if side == 512 else 5 * GIB // 4)]
+        # Of 1.375 GiB a context of 0.79 GB leaves 0.68; 2048 px need 0.60 (foretold.json).
+        rows += [replace(ours, size=px(side), budget=GIB if side == 512 else 11 * GIB // 8)]
         rows += [replace(row, contender=name, size=px(side), limit=CAP) for name in names]
     rows += [replace(ours, size=px(4096), steps=0, budget=2 * GIB)]
     for name in ("model-offload", "model-offload-tiling", "model-offload-slicing"):
         rows += [replace(row, contender=name, size=px(4096), steps=0, limit=CAP)]
-    rows += [replace(row, contender=name, limit=CAP) for name in _LAST]
     if quick:
         return rows
     rows += [replace(row, contender=name, limit=CAP) for name in _ALL_BUT_LOWVRAM]
@@ -63,7 +65,6 @@ def memory(px: Callable[[int], int], quick: bool) -> list[Plan]:
 
 
 _ALL_BUT_LOWVRAM = tuple(n for n in CONTENDERS if n not in ("lowvram", "one-shot-fp32"))
-_LAST = ("sequential-offload", "group-offload-leaf", "resident")
 
 
 def many(px: Callable[[int], int], quick: bool) -> list[Plan]:
@@ -90,12 +91,14 @@ def predicted(px: Callable[[int], int], quick: bool) -> list[Plan]:
     row = Plan("predicted", "", px(1024), steps=5, timed=False)
     encoders = ["stream", "8bit", "whole", "4bit", "stream --stage-budget 0.25GiB"]
     transformers = ["stream", "whole"]
-    least = {1024: "0.27GB", 2048: "0.8GB"}  # the goals; foretold.json has 0.27 and 0.60
+    # The goals, and one with room for what an allocator holds beyond: on the H100 it reserved 6 to
+    # 8 MB more than foretold. foretold.json has 0.27 and 0.60 GB.
+    least = ((1024, "0.27GB"), (1024, "0.3GiB"), (2048, "0.8GB"))
     rows = [replace(row, contender=f"decode --decode {way}") for way in ("strips", "whole")]
     rows += [replace(row, contender=f"denoise --weights {way}") for way in transformers]
     rows += [
         replace(row, contender=f"denoise --weights stream --stage-budget {held}", size=px(side))
-        for side, held in least.items()
+        for side, held in least
     ]
     rows += [replace(row, contender=f"encode --weights {way}") for way in encoders]
     rows += [replace(row, contender="decode --decode strips --stage-budget 0.25GiB")]
@@ -120,14 +123,14 @@ def streaming(px: Callable[[int], int], quick: bool) -> list[Plan]:
 def throttled(px: Callable[[int], int], quick: bool) -> list[Plan]:
     """The same over a narrow bus, with slow blocks too; and T5 from slow disks."""
     rows = []
-    for seconds in (None, *_BLOCK_SECONDS):
+    for seconds in _BLOCK_SECONDS if quick else (*_BLOCK_SECONDS, None):
         slow = () if seconds is None else (f"block {seconds:g} s",)
         for way, narrow in (("whole", ()), ("stream", (f"bus {_PCIE_3X8:g} B per s",))):
             row = Plan("throttled", f"denoise --weights {way}", px(1024), steps=5)
             rows.append(replace(row, also=(*narrow, *slow)))
     row = Plan("throttled", "encode --weights stream", px(1024), steps=0)
-    rows += [replace(row, also=(f"disk {rate:g} B per s",)) for rate in _DISKS[: 1 if quick else 2]]
-    return rows
+    disks = [replace(row, also=(f"disk {rate:g} B per s",)) for rate in _DISKS]
+    return [*rows, *disks[: 1 if quick else 2]]
 
 
 PARTS: dict[str, Callable[[Callable[[int], int], bool], Sequence[Plan]]] = {

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,7 +17,6 @@ from typing import Any
 from benchmarks.watched import ROOT, evict, first_on_path, how_it_ended
 
 _READ_BYTES = 1 << 24
-_WEIGHTED = ("text_encoder", "transformer", "vae")
 
 
 @dataclass(frozen=True)
@@ -110,15 +109,15 @@ def python(module: str, *arguments: str) -> list[str]:
     return [sys.executable, "-m", module, *arguments]
 
 
-def make_cold(model: Path) -> None:
-    """Put a checkpoint's files out of the page cache."""
-    for part in _WEIGHTED:
-        evict(model / part)
+def make_cold(folders: Iterable[Path]) -> None:
+    """Put the weights in some folders out of the page cache."""
+    for folder in folders:
+        evict(folder)
 
 
-def make_warm(model: Path) -> None:
-    """Read a checkpoint's files into the page cache."""
-    files = [path for part in _WEIGHTED for path in (model / part).glob("*.safetensors")]
+def make_warm(folders: Iterable[Path]) -> None:
+    """Read the weights in some folders into the page cache."""
+    files = [path for folder in folders for path in folder.rglob("*.safetensors")]
     sizes = [(path, at) for path in files for at in range(0, path.stat().st_size, 1 << 30)]
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         list(pool.map(lambda part: _read(*part), sizes))

@@ -1,6 +1,7 @@
 """How a planned row is measured: which command, under which conditions, and whether it agrees."""
 
 import json
+import math
 import re
 import shlex
 import threading
@@ -12,7 +13,16 @@ from typing import Any
 
 from benchmarks.baselines.contenders import text_encoder
 from benchmarks.side_by_side import inputs
-from benchmarks.side_by_side.agreement import Agreement
+from benchmarks.side_by_side.agreement import Agreement, Kind
+from benchmarks.side_by_side.caches import (
+    STAGES,
+    cache_of,
+    environment,
+    measure_rates,
+    not_prepared,
+    runs_lowvram,
+    weights_read,
+)
 from benchmarks.side_by_side.places import place
 from benchmarks.side_by_side.processes import (
     Ended,
@@ -23,9 +33,10 @@ from benchmarks.side_by_side.processes import (
     python,
 )
 from benchmarks.side_by_side.rows import Plan
+from lowvram.errors import first_line
 
 IN_ONE_PROCESS = ("streaming", "throttled")  # parts whose rows share one, to import once
-_STAGES = ("encode", "denoise", "decode")
+_CACHES = ("cache-plain", "cache-prepared")
 _TIMES = ("seconds", "load_seconds", "compute_seconds", "seconds_to_first_picture",
           "seconds_per_further_picture", "seconds_per_step", "step_seconds",
           "first_step_seconds")  # fmt: skip
@@ -41,6 +52,8 @@ class Runner:
         sides: px for which there is a checkpoint; other sizes are decoded with the base's.
         base: side of the checkpoint whose files were written.
         timeout: seconds that a row may take.
+        ends: when all has to end, in monotonic seconds: a row under way is stopped then.
+        card: what names it in lowvram's caches; empty where there is nothing to measure.
     """
 
     folder: Path
@@ -48,25 +61,48 @@ class Runner:
     sides: Sequence[int]
     base: int
     timeout: float
-    _equal: dict[tuple[str, int, int], str] = field(default_factory=dict)
+    ends: float = math.inf
+    card: Sequence[str] = ()
+    _equal: dict[tuple[str, int, int], tuple[str, str]] = field(default_factory=dict)
     _making: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
         self._agreement = Agreement(self.folder / "outputs", self.device)
 
+    def is_over(self) -> bool:
+        """Whether there is no time left."""
+        return time.monotonic() >= self.ends
+
+    def get_ready(self, plans: Sequence[Plan]) -> bool:
+        """Have the card measured for lowvram before its rows, as its users do; whether it is."""
+        if not self.card:
+            return True
+        known = [self.folder / name for name in _CACHES]
+        caches = dict.fromkeys(cache_of(self.folder, p) for p in plans if runs_lowvram(p))
+        return all([measure_rates(cache, known, self.card, self._left()) for cache in caches])
+
     def measure(self, plan: Plan) -> dict[str, Any]:
-        """A row in a process of its own."""
-        model = self._model(plan)
+        """A row in a process of its own; what goes wrong here is one too."""
+        try:
+            return self._measure(plan)
+        except Exception as error:  # a row, and not the end of all that come after it
+            return _cannot(f"{type(error).__name__}: {first_line(error)}")
+
+    def _measure(self, plan: Plan) -> dict[str, Any]:
+        model, cache = self._model(plan), cache_of(self.folder, plan)
+        folders = weights_read(plan, model, cache)
+        if "prepared" in plan.also and not any(folders[0].rglob("*.safetensors")):
+            return _cannot("was not prepared: the row that prepares comes first")
         if plan.cache == "cold":
-            make_cold(model)
+            make_cold(folders)
         elif plan.cache == "warm":
-            make_warm(model)
+            make_warm(folders)
         words = shlex.split(plan.contender)
         if words[0] == "prepare":
             return self._prepare(plan, model)
         if words[0] == "interpreter":
             return self._interpreter(plan)
-        if words[0] in _STAGES:
+        if words[0] in STAGES:
             return self._stage(plan, model, words)
         return self._contender(plan, model)
 
@@ -75,16 +111,20 @@ class Runner:
         work = self._work("steps")
         tasks = "".join(json.dumps(self._task(plan, work)) + "\n" for plan in plans)
         by_key = {plan.key: plan for plan in plans}
-        command = python("benchmarks.side_by_side.steps")
-        environment = self._environment(plans[0])
-        for line in lines_of(command, self.timeout * len(plans), environment, tasks):
-            if isinstance(line, Ended):
-                for plan in by_key.values():  # what it did not come to
-                    yield plan, {"ok": False, "error": f"cannot: {line.error or 'no answer'}"}
-                return
-            found = json.loads(line)
-            plan = by_key.pop(found.pop("key"))
-            yield plan, self._judged_equal(plan, found)
+        command, error = python("benchmarks.side_by_side.steps"), "no answer"
+        variables = environment(cache_of(self.folder, plans[0]))
+        try:
+            for line in lines_of(command, self._left(len(plans)), variables, tasks):
+                if isinstance(line, Ended):
+                    error = line.error or error
+                    break
+                found = json.loads(line)
+                plan = by_key.pop(found.pop("key"))
+                yield plan, self._judged_equal(plan, found)
+        except Exception as problem:  # rows, and not the end of all that come after them
+            error = f"{type(problem).__name__}: {first_line(problem)}"
+        for plan in by_key.values():  # what it did not come to
+            yield plan, _cannot(error)
 
     def _contender(self, plan: Plan, model: Path) -> dict[str, Any]:
         output = self._work(plan.key)
@@ -93,19 +133,23 @@ class Runner:
         words += ["--steps", str(plan.steps)] if plan.steps else ["--latents", self._noise(plan)]
         words += [] if plan.limit is None else ["--limit", str(plan.limit)]
         words += [] if plan.budget is None else ["--budget", str(plan.budget)]
+        words += [] if plan.stage_budget is None else ["--stage-budget", str(plan.stage_budget)]
         if self.device == "cpu":
             words += ["--dtype", "fp32"]  # no CPU computes half precision fast
         started = time.monotonic()
         command = python("benchmarks.baselines", *words)
-        row, ended = json_of(command, self.timeout, self._environment(plan))
+        row, ended = self._json_of(command, plan)
         wall = time.monotonic() - started
         if row is None:
-            return {"ok": False, "error": f"cannot: {ended}", "wall_seconds": wall}
+            return _cannot(ended) | {"wall_seconds": wall}
         row |= {"wall_seconds": wall}
+        if row["ok"] and "prepared" in plan.also and (stages := not_prepared(row)):
+            row |= _cannot(f"was not prepared: {stages}")
         if row["ok"]:
             precision = text_encoder(plan.contender, row["dtype"])
+            kind = Kind(plan.size, plan.steps, precision, plan.contender)
             blended = plan.contender.endswith("-tiling")
-            row |= self._agreement.judge(row["outputs"], plan.size, plan.steps, precision, blended)
+            row |= self._agreement.judge(row["outputs"], kind, blended)
         row.pop("outputs", None)
         return believed(plan, row)
 
@@ -121,7 +165,7 @@ class Runner:
         filled = [self._filled(word, plan, model) for word in given[words[0]]]
         command = python("lowvram", words[0], *filled, *words[1:], "-o", str(out))
         command += ["--device", self.device, "--json"]
-        document, ended = json_of(command, self.timeout, self._environment(plan))
+        document, ended = self._json_of(command, plan)
         if document is None:
             return {"ok": False, "error": _said(str(ended), words[0])}
         stage = document["stages"][0]
@@ -132,9 +176,9 @@ class Runner:
     def _prepare(self, plan: Plan, model: Path) -> dict[str, Any]:
         started = time.monotonic()
         command = python("lowvram", "prepare", str(model), "--json")
-        document, ended = json_of(command, self.timeout, self._environment(plan))
+        document, ended = self._json_of(command, plan)
         if document is None:
-            return {"ok": False, "error": f"cannot: {ended}"}
+            return _cannot(ended)
         size = sum(each["bytes"] for each in document["prepared"])
         return {
             "ok": True,
@@ -145,8 +189,8 @@ class Runner:
 
     def _interpreter(self, plan: Plan) -> dict[str, Any]:
         command = python("benchmarks.side_by_side.interpreter", "--device", self.device)
-        row, ended = json_of(command, self.timeout, self._environment(plan))
-        return believed(plan, row or {"ok": False, "error": f"cannot: {ended}"})
+        row, ended = self._json_of(command, plan)
+        return believed(plan, row or _cannot(ended))
 
     def _task(self, plan: Plan, work: Path) -> dict[str, Any]:
         words = shlex.split(plan.contender)
@@ -165,12 +209,16 @@ class Runner:
         }  # fmt: skip
 
     def _judged_equal(self, plan: Plan, row: dict[str, Any]) -> dict[str, Any]:
-        """Streamed weights compute bit for bit what resident ones do: else no time is shown."""
+        """Streamed weights compute bit for bit what resident ones do: else no time is shown.
+
+        Where nothing but the same way ran before there is nothing to compare with.
+        """
         outcome = row.pop("outcome", None)
         if outcome is not None:
             stage = plan.contender.partition(" ")[0]
-            first = self._equal.setdefault((stage, plan.size, plan.steps), outcome)
-            row["agrees"] = outcome == first
+            mine = (plan.contender, outcome)
+            way, first = self._equal.setdefault((stage, plan.size, plan.steps), mine)
+            row["agrees"] = None if way == plan.contender else outcome == first
         return believed(plan, row)
 
     def _model(self, plan: Plan) -> Path:
@@ -194,14 +242,14 @@ class Runner:
         work.mkdir(parents=True, exist_ok=True)
         return work
 
-    def _environment(self, plan: Plan) -> dict[str, str]:
-        """Nothing is fetched; prepared checkpoints are found by those rows only that ask for it."""
-        cache = "prepared" if plan.part == "prepared" else "plain"
-        return {
-            "HF_HUB_OFFLINE": "1",
-            "LOWVRAM_CACHE": str(self.folder / f"cache-{cache}"),
-            "TOKENIZERS_PARALLELISM": "false",
-        }
+    def _json_of(
+        self, command: Sequence[str], plan: Plan
+    ) -> tuple[dict[str, Any] | None, str | None]:
+        return json_of(command, self._left(), environment(cache_of(self.folder, plan)))
+
+    def _left(self, rows: int = 1) -> float:
+        """Seconds that so many rows may take."""
+        return max(1.0, min(rows * self.timeout, self.ends - time.monotonic()))
 
 
 def believed(plan: Plan, row: dict[str, Any]) -> dict[str, Any]:
@@ -214,6 +262,10 @@ def believed(plan: Plan, row: dict[str, Any]) -> dict[str, Any]:
             if name in part:
                 part[name] = None
     return row
+
+
+def _cannot(why: str | None) -> dict[str, Any]:
+    return {"ok": False, "error": f"cannot: {why}"}
 
 
 def _said(ended: str, stage: str) -> str:
