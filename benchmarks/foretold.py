@@ -7,7 +7,7 @@ blended. For each stage the smallest `--stage-budget` that the planner accepts i
 steps of 1 MiB, and what the stage would hold then is written down. On an H100 what was held was
 within 1 % of what is foretold for networks, and 5 to 7 % over it for strips in float16, before an
 allowance was made (docs/log.md). Results go to `benchmarks/results/foretold.json`; the last line on
-stdout is one compact JSON.
+stdout is one compact JSON. And for cards of several sizes: what the planner takes at 1024 px.
 """
 
 import argparse
@@ -37,6 +37,7 @@ from scripts.make_checkpoint import make_checkpoint  # noqa: E402
 
 PROMPT = "a small cactus with a happy face in the Sahara desert"
 SIDES = (512, 1024, 2048, 4096)  # px
+CARDS = (8, 6, 5, 4, 3, 2, 1)  # GiB that the process may take
 STAGES = ("encode", "denoise", "decode")
 _HELD = ("peak_allocated_bytes", "peak_reserved_bytes")
 _AMPLE = 80 << 30
@@ -51,7 +52,9 @@ def main() -> int:
     with TemporaryDirectory() as folder:
         skeleton(Path(folder))
         with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+            cards = pool.map(partial(within, folder), CARDS)
             document["rows"] = list(pool.map(partial(least, folder), stages, sides))
+            document["cards"] = [row for rows in cards for row in rows]
     save("foretold", document)
     brief = {f"{row['stage']}/{row['side']}": row["budget_bytes"] for row in document["rows"]}
     print(json.dumps({"benchmark": "foretold", "rows": brief}, separators=(",", ":")))
@@ -99,6 +102,22 @@ def least(model: str, stage: str, side: int) -> dict[str, Any]:
         "way": found.way,
         "predicted": {name: found.predicted[name] for name in _HELD},
     }
+
+
+def within(model: str, gibibytes: int) -> list[dict[str, Any]]:
+    """What each stage would do at 1024 px where the process may take so much (`--vram`)."""
+    tasks = resolve_run([PROMPT], resolve(model), Path("x.png"), device="cpu", size=(1024, 1024),
+                        vram=gibibytes << 30)  # fmt: skip
+    rows = planning.plan(*tasks, torch.device("cuda"))
+    return [
+        {
+            "vram_bytes": gibibytes << 30,
+            "stage": row.stage,
+            "way": row.way,
+            "predicted": {name: row.predicted[name] for name in (*_HELD, "peak_process_bytes")},
+        }
+        for row in rows
+    ]
 
 
 def planned(model: str, stage: str, side: int, mebibytes: int) -> planning.Row | None:

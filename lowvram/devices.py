@@ -59,8 +59,9 @@ def choose_dtype(
         return torch.float32, "the VAE asks for it (force_upcast)"
     if default == "float16" and device.type in WITHOUT_FLOAT16:
         return torch.float32, WITHOUT_FLOAT16[device.type]
-    # True where the device can only emulate it, too: slow, and as exact.
-    if default == "bfloat16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+    # A plan may be for a card that is not here. And what can be emulated is supported, slow and exact.
+    here = device.type == "cuda" and torch.cuda.is_available()
+    if default == "bfloat16" and here and not torch.cuda.is_bf16_supported():
         return torch.float32, "this GPU has no bfloat16, and float16 overflows in T5"
     return getattr(torch, default), "the model's default"
 

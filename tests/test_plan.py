@@ -14,6 +14,7 @@ from PIL import Image
 
 import lowvram
 from lowvram import cli, component, errors
+from lowvram.devices import choose_dtype, dtype_name
 from lowvram.families import all_families
 from lowvram.memory.budget import find_room
 from lowvram.memory.plan import Need, Room
@@ -78,6 +79,13 @@ def test_a_plan_for_a_card_that_is_not_here(true_sizes: Path) -> None:
     assert not next(row for row in found if row.way == "whole" and row.stage == "encode").fits
     small = rows(true_sizes, every=False, size=(1024, 1024), vram=1 << 30)
     assert [row.way.split(",")[0] for row in small] == ["stream", "stream", "strips"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a card")
+def test_a_card_that_is_not_here_has_the_dtypes_of_its_components() -> None:
+    card = torch.device("cuda")
+    for default in (torch.bfloat16, torch.float16):
+        assert choose_dtype("auto", dtype_name(default), card)[0] == default
 
 
 def test_lossy_ways_only_where_they_are_named(true_sizes: Path) -> None:

@@ -122,7 +122,7 @@ def test_copies_ahead_are_counted(
     """Each pass of the true VAE, in strips of 2 and 6 rows; the libraries' workspace aside."""
     monkeypatch.setattr(room, "_workspace", lambda *_: 0)
     monkeypatch.setattr(room, "_matmul_workspace", lambda _: 0)
-    rates = room.Rates(dtype.itemsize, "cuda")
+    costs = room.Costs(dtype.itemsize, "cuda")
     with torch.no_grad(), fake_device() as device:
         with device:
             vae = build(AutoencoderKL, FAMILY.published_configs["vae"], dtype)
@@ -133,11 +133,11 @@ def test_copies_ahead_are_counted(
                     live.add(parameter)
                 live.peak = weights = live.now
                 if isinstance(one, ConvPass):
-                    foretold = room.conv_bytes(one, rows, rates)
+                    foretold = room.conv_bytes(one, rows, costs)
                     _convolve(one, rows, dtype, copies)
                 else:
                     cut = Chunks(rows, 16, resident=rows == 2)
-                    foretold = room.attention_bytes(one, cut, rates)
+                    foretold = room.attention_bytes(one, cut, costs)
                     _attend(one, cut, dtype, copies)
             assert live.peak - weights <= foretold, (one, rows)
 
@@ -174,7 +174,7 @@ def test_a_rehearsal_holds_what_is_held(streams: None) -> None:
         with CudaTransfers(device) as copies:
             for one in decoder_passes(network, 8, 8):
                 if isinstance(one, ConvPass):
-                    rows = room.conv_rows(one, 1 << 30, room.Rates(2, "cuda"))
+                    rows = room.conv_rows(one, 1 << 30, room.Costs(2, "cuda"))
                     _convolve(one, rows, torch.float16, copies)
 
     def rehearsed(network: AutoencoderKL, device: torch.device) -> None:

@@ -125,18 +125,25 @@ def sizes(document: Document) -> str:
 
 
 def foretold(document: Document) -> str:
-    """The smallest budget of each stage, and what it would hold in it."""
-    return table(
+    """The smallest budget of each stage, and what is done within what a process may take."""
+    least = table(
         ("stage", "px", "budget", "allocated", "reserved", "way"),
         (
-            (
-                row["stage"],
-                str(row["side"] or "any"),
-                gigabytes(row["budget_bytes"]),
-                gigabytes(row["predicted"]["peak_allocated_bytes"]),
-                gigabytes(row["predicted"]["peak_reserved_bytes"]),
-                row["way"],
-            )
+            (row["stage"], str(row["side"] or "any"), gigabytes(row["budget_bytes"]),
+             *_foretold_peaks(row, "allocated", "reserved"), row["way"])
             for row in document["rows"]
         ),
-    )
+    )  # fmt: skip
+    cards = table(
+        ("--vram", "stage", "allocated", "process", "way"),
+        (
+            (f"{row['vram_bytes'] >> 30} GiB", row["stage"],
+             *_foretold_peaks(row, "allocated", "process"), row["way"])
+            for row in document["cards"]
+        ),
+    )  # fmt: skip
+    return f"{least}\n\n### What is done within what the process may take, 1024 px\n\n{cards}"
+
+
+def _foretold_peaks(row: Document, *names: str) -> list[str]:
+    return [gigabytes(row["predicted"][f"peak_{name}_bytes"]) for name in names]

@@ -14,7 +14,7 @@ from lowvram.pixels.attention import Span, attend
 from lowvram.pixels.feature_maps import Store
 from lowvram.pixels.layers import AttentionPass, ConvPass, Pass
 from lowvram.pixels.moments import Moments, normalise
-from lowvram.pixels.room import Rates, chunks, conv_rows
+from lowvram.pixels.room import Costs, chunks, conv_rows
 from lowvram.pixels.transfers import Transfers
 
 Advance = Callable[[int], None]
@@ -38,7 +38,7 @@ def run_passes(
     Raises:
         RequestError: the room is too small for any strip of some pass.
     """
-    rates = Rates(source.element_size(), transfers.device.type)
+    costs = Costs(source.element_size(), transfers.device.type)
     kept: Tensor | None = None
     moments: Moments | None = None
     for one in passes:
@@ -46,10 +46,10 @@ def run_passes(
         moments = None  # its table goes before the next is made
         if isinstance(one, AttentionPass):
             assert affine is not None
-            cut = chunks(one, room_bytes, rates)
+            cut = chunks(one, room_bytes, costs)
             moments = attend(one, source, affine, cut, store, transfers, advance)
             continue
-        rows = conv_rows(one, room_bytes, rates)
+        rows = conv_rows(one, room_bytes, costs)
         shape = one.target
         in_place = kept if one.shortcut is None and one.adds else None
         target = in_place

@@ -12,7 +12,7 @@ import torch
 
 from lowvram.pixels.layers import ConvPass, Shape, decoder_passes, encoder_passes
 from lowvram.pixels.passes import convolve
-from lowvram.pixels.room import Rates, conv_rows
+from lowvram.pixels.room import Costs, conv_rows
 from lowvram.pixels.strips import Direction
 from lowvram.pixels.transfers import RehearsedTransfers
 
@@ -28,7 +28,7 @@ def rehearse(
         room_bytes: what may be held beside the weights, as for `StripDecode`.
     """
     dtype = next(vae.parameters()).dtype
-    rates = Rates(dtype.itemsize, "cuda")
+    costs = Costs(dtype.itemsize, "cuda")
     if direction == "decode":
         passes = decoder_passes(vae, *latents)
     else:
@@ -49,7 +49,7 @@ def rehearse(
             if not isinstance(one, ConvPass) or alike in done:
                 continue
             done.add(alike)
-            rows = conv_rows(one, room_bytes, rates)
+            rows = conv_rows(one, room_bytes, costs)
             short = _shortened(one, rows)
             channels = one.target.channels if one.shortcut is None else one.shortcut.in_channels
             source, target, kept = (

@@ -72,10 +72,10 @@ class StripDecode:
         import torch
 
         from lowvram.pixels.passes import run_passes
-        from lowvram.pixels.room import Rates, least
+        from lowvram.pixels.room import Costs, least
         from lowvram.pixels.transfers import transfers_for
 
-        needed = least(passes, Rates(pictures.element_size(), device.type))
+        needed = least(passes, Costs(pictures.element_size(), device.type))
         if needed > self.room_bytes:
             raise RequestError(
                 f"strips of this size need {needed / 1e6:.1f} MB on the device beside the weights, "
@@ -137,7 +137,7 @@ def least_room(
     from lowvram.pixels import room
 
     return room.least(
-        _passes(vae, height, width, direction), room.Rates(dtype.itemsize, device_type)
+        _passes(vae, height, width, direction), room.Costs(dtype.itemsize, device_type)
     )
 
 
@@ -153,7 +153,7 @@ def comfortable_room(
     from lowvram.pixels import room
 
     passes = _passes(vae, height, width, direction)
-    return room.comfortable(passes, room.Rates(dtype.itemsize, device_type))
+    return room.comfortable(passes, room.Costs(dtype.itemsize, device_type))
 
 
 def used_room(
@@ -169,7 +169,7 @@ def used_room(
     from lowvram.pixels import room
 
     passes = _passes(vae, height, width, direction)
-    return room.used(passes, room_bytes, room.Rates(dtype.itemsize, device_type))
+    return room.used(passes, room_bytes, room.Costs(dtype.itemsize, device_type))
 
 
 def maps_bytes(
