@@ -6,11 +6,13 @@ import bitsandbytes
 import pytest
 import torch
 import transformers
+from bitsandbytes.functional import _convert_weight_packed_for_cpu
 from safetensors.torch import load_file
 
 import lowvram
 from lowvram import errors
 from lowvram.families.pixart import FAMILY
+from lowvram.memory.count import LiveBytes
 from lowvram.weights.checkpoint import counted_bytes
 from lowvram.weights.quantized import Quantized, _leave_unpacked
 from lowvram.weights.whole import Whole
@@ -44,6 +46,23 @@ def test_layers_that_cpu_kernels_cannot_pack_are_left(
     layer.support_avx512bf16_for_cpu = True
     _leave_unpacked(torch.nn.Sequential(layer))
     assert layer.support_avx512bf16_for_cpu is packed
+
+
+@pytest.mark.parametrize("packs", [True, False])
+def test_what_laying_a_matrix_out_anew_takes_is_foretold(
+    packs: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """bitsandbytes does it on CPUs with AVX512-BF16, in the first product."""
+    monkeypatch.setattr(bitsandbytes.nn.modules, "has_avx512bf16", lambda: packs)
+    network = skeleton(FAMILY.published_configs["text_encoder"] | {"num_layers": 1})
+    strategy, most = Quantized(4, torch.bfloat16), 4096 * 10240  # wi_0
+    assert strategy.workspace(network, 20, "cpu") == (7 if packs else 2) * most
+    assert strategy.workspace(network, 20, "cuda") == 2 * most
+    weight = torch.randn(1280, 512, dtype=torch.bfloat16)
+    given = bitsandbytes.nn.Params4bit(weight, requires_grad=False, quant_type="nf4").to("cpu")
+    with torch.inference_mode(), LiveBytes("cpu") as live:
+        _convert_weight_packed_for_cpu(given.data, given.quant_state)
+    assert live.peak == 7 * 1280 * 512
 
 
 @pytest.mark.parametrize("bits", [8, 4])

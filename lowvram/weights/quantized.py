@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig
 
 _NF4_BLOCK = 64  # weights that share a scale: the default of bitsandbytes
+# A weight while its matrix is laid out anew: as int32, twice as uint8, and its halves.
+_PACKING_BYTES = 7
 _PACKED_ROWS = 32  # that its kernel for CPUs with AVX512-BF16 takes at once
 
 
@@ -97,9 +99,11 @@ class Quantized:
     def workspace(self, network: "nn.Module", tokens: int, device_type: str) -> int:
         """Bytes that bitsandbytes' kernels take beside what the network's own operations do.
 
-        4 bits: a matrix in the dtype, made anew for each product. 8 bits: the input in int8 and
+        4 bits: a matrix in the dtype, made anew for each product; a CPU with AVX512-BF16 lays it out
+        anew instead, once, with 7 bytes for each weight meanwhile. 8 bits: the input in int8 and
         the product in int32; on a CPU the matrix in float32 besides. Source:
-        `autograd/_functions.py` of bitsandbytes 0.50, and for the CPU the allocator's record.
+        `autograd/_functions.py` and `functional.py` of bitsandbytes 0.50, and for the CPU the
+        allocator's record.
         """
         from bitsandbytes.nn.modules import Linear4bit, Linear8bitLt
 
@@ -109,7 +113,12 @@ class Quantized:
             if isinstance(module, (Linear4bit, Linear8bitLt))
         ]
         if self.bits == 4:
-            return max(m.in_features * m.out_features for m in taken) * self.dtype.itemsize
+            return max(
+                m.in_features
+                * m.out_features
+                * (_PACKING_BYTES if device_type == "cpu" and _packs(m) else self.dtype.itemsize)
+                for m in taken
+            )
         whole = 4 if device_type == "cpu" else 0
         return max(
             tokens * (m.in_features + 4 * m.out_features) + whole * m.in_features * m.out_features
@@ -142,7 +151,14 @@ def _leave_unpacked(model: "nn.Module") -> None:
     from bitsandbytes.nn.modules import Linear4bit
 
     for module in model.modules():
-        if isinstance(module, Linear4bit) and (
-            module.in_features % _NF4_BLOCK or module.out_features % _PACKED_ROWS
-        ):
+        if isinstance(module, Linear4bit) and not _can_pack(module):
             module.support_avx512bf16_for_cpu = False
+
+
+def _can_pack(layer: "nn.Linear") -> bool:
+    return not (layer.in_features % _NF4_BLOCK or layer.out_features % _PACKED_ROWS)
+
+
+def _packs(layer: "nn.Linear") -> bool:
+    """Whether bitsandbytes lays the matrix of a `Linear4bit` out anew on this CPU."""
+    return _can_pack(layer) and bool(getattr(layer, "support_avx512bf16_for_cpu", False))
