@@ -59,7 +59,7 @@ def choose_dtype(
         return torch.float32, "the VAE asks for it (force_upcast)"
     if default == "float16" and device.type in WITHOUT_FLOAT16:
         return torch.float32, WITHOUT_FLOAT16[device.type]
-    # A plan may be for a card that is not here; what is only emulated, slow and exact, is supported.
+    # A plan may be for a card that is not here. What is only emulated counts: slow, and exact.
     here = device.type == "cuda" and torch.cuda.is_available()
     if default == "bfloat16" and here and not torch.cuda.is_bf16_supported():
         return torch.float32, "this GPU has no bfloat16, and float16 overflows in T5"

@@ -99,9 +99,9 @@ class Quantized:
     def workspace(self, network: "nn.Module", tokens: int, device_type: str) -> int:
         """Bytes that bitsandbytes' kernels take beside what the network's own operations do.
 
-        4 bits: a matrix in the dtype, made anew for each product; a CPU with AVX512-BF16 lays it out
-        anew instead, once, with 7 bytes for each weight meanwhile. 8 bits: the input in int8 and
-        the product in int32; on a CPU the matrix in float32 besides. Source:
+        4 bits: a matrix in the dtype, made anew for each product; a CPU with AVX512-BF16 lays it
+        out anew instead, once, with 7 bytes for each weight meanwhile. 8 bits: the input in int8
+        and the product in int32; on a CPU the matrix in float32 besides. Source:
         `autograd/_functions.py` and `functional.py` of bitsandbytes 0.50, and for the CPU the
         allocator's record.
         """
