@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TypeVar
@@ -16,7 +17,7 @@ from lowvram.artifacts import read_header
 from lowvram.families.pixart import FAMILY
 from lowvram.memory.budget import capped, find_room, parse_bytes
 from lowvram.memory.count import LiveBytes
-from lowvram.memory.plan import Option, Room, choose
+from lowvram.memory.plan import Need, Option, Room, choose
 from lowvram.memory.rates import assumed
 from lowvram.pixels.strategy import Pixels
 from lowvram.repository import resolve
@@ -264,3 +265,15 @@ def test_out_of_memory_anywhere_is_one_line(stage: str) -> None:
     expected = pytest.raises(errors.MemoryExhaustedError, match=f"^{stage} ran out of memory")
     with expected, errors.translated(stage):
         raise MemoryError("nothing left")
+
+
+@pytest.mark.parametrize("measured", ["", "2026-11-27"])
+def test_a_context_that_was_not_measured_is_said_to_be_assumed(measured: str) -> None:
+    rates = replace(assumed("cuda"), measured=measured)
+    room = find_room(torch.device("cuda"), 4 << 30, 0, rates)
+    chosen = choose("encode", [Option("x", "whole", Need(100, 100))], room, 0, "")
+    hint = "0.50 GB assumed for the context (lowvram doctor measures it)"
+    assert (hint in chosen.reason) == (measured == "")
+    of_tensors = find_room(torch.device("cuda"), 0, 4 << 30, rates)
+    chosen = choose("encode", [Option("x", "whole", Need(1, 1))], of_tensors, 0, "")
+    assert hint not in chosen.reason

@@ -67,7 +67,8 @@ def find_room(device: "torch.device", vram: int, stage_budget: int, rates: Rates
                 f"--vram {show(vram)} is less than a process takes on a GPU without any tensor "
                 f"({show(context)}): use --vram {(context >> 20) + 512}MiB"
             )
-        return Room(vram - context, "--vram", context, libraries, context)
+        guessed = device.type == "cuda" and not rates.measured
+        return Room(vram - context, "--vram", context, libraries, context, guessed)
     free = free_bytes(device)
     if free is not None:
         return Room(max(1 << 20, free - MARGIN_BYTES), libraries=libraries, context=context)

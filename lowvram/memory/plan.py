@@ -97,6 +97,7 @@ class Room:
             told with them.
         libraries: bytes of it that cuBLAS takes.
         context: bytes that the process takes on the device beside all tensors.
+        guessed: whether that was not measured on this machine.
     """
 
     bytes: int
@@ -104,6 +105,7 @@ class Room:
     overhead: int = 0
     libraries: int = 0
     context: int = 0
+    guessed: bool = False
 
     def holds(self, need: Need) -> bool:
         """Whether it is enough."""
@@ -156,6 +158,8 @@ def _reason(option: Option[S], passed: Sequence[Option[S]], room: Room, steps_do
         says.append(f"after {passed[-1].name} ran out of memory")
     elif faster := [each for each in passed if each.name != option.name][:1]:
         says[-1] += f" ({faster[0].name} needs {show(_size(faster[0]))})"
+    if room.overhead and room.guessed:
+        says.append(f"{show(room.overhead)} assumed for the context (lowvram doctor measures it)")
     return ", ".join(says) or "as it is fastest"
 
 
