@@ -312,6 +312,8 @@ def test_steps_of_a_row_stand_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: P
         ('{"prompt": "a", "model": "demo"}', "a row has no 'model'"),
         ('{"prompt": "a"', "is not JSON"),
         ("[1]", "is no object"),
+        ('{"prompt": "a", "--steps": 2, "Steps": 3}', "a row says 'Steps' twice, as '--steps' too"),
+        ('{"prompt": "a", "steps": 2, "steps": 3}', "a row says 'steps' twice: say it once"),
     ],
 )
 def test_a_row_that_makes_no_sense(
@@ -329,6 +331,8 @@ def test_a_row_that_makes_no_sense(
         ("no.csv", None, "no.csv cannot be read"),
         ("a.csv", b"prompt,colour\na,b\n", "has a column 'colour': use "),
         ("a.csv", b"seed\n1\n", "needs a header with a column prompt"),
+        ("a.csv", b'prompt\n"unclosed red circle\nanother\n', "line 2: unexpected end of data: close"),
+        ("a.csv", b'prompt\n"a "big" cat"\n', "line 2: ',' expected after '\"': close each quote"),
         ("a.txt", b"a\nb\xff\n", "is not UTF-8 (line 2)"),
         ("a.txt", b"# nothing\n", "has no rows"),
     ],
