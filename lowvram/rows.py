@@ -77,6 +77,7 @@ def resolve_rows(
             if isinstance(each.row, LowvramError):
                 raise each.row
             own = {**each.row}
+            _check_texts(own)
             prompt, output = _prompt(own), own.pop("output", None)
             named = _named(folder, output) or folder / f"{number:0{digits}}-{words_of(prompt)}.png"
             merged: Any = _merged(options, own)
@@ -96,6 +97,18 @@ def others_of(said: Iterable[str]) -> set[str]:
     """Of what excludes each other, all that a row which says these does not take from elsewhere."""
     own = set(said)
     return {name for group in EITHER if own.intersection(group) for name in group}
+
+
+def _check_texts(own: Mapping[str, Any]) -> None:
+    """Refuse what no file can be named, and no report can say: half of a pair of surrogates."""
+    for name, value in own.items():
+        for each in value if isinstance(value, list | tuple) else [value]:
+            try:
+                os.fsencode(each if isinstance(each, str | Path) else "")
+            except UnicodeEncodeError:
+                raise RequestError(
+                    f"{name} {str(each)!r} is not valid text: write it anew"
+                ) from None
 
 
 def _prompt(own: dict[str, Any]) -> str:

@@ -138,6 +138,22 @@ def test_a_list_is_not_refined_and_says_so(
         assert "refine is of a single run" in str(row.error)
 
 
+@pytest.mark.parametrize("field", ["prompt", "image", "scheduler", "embeds", "output", "seed"])
+def test_half_a_character_is_one_rows_error(
+    field: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And the report of all rows is written, and can be read."""
+    monkeypatch.chdir(tmp_path)
+    bad = json.dumps({"prompt": "a star", field: "a \ud800 red"})
+    Path("list.jsonl").write_text(f'{{"prompt": "a red circle"}}\n{bad}\n')
+    line = ["run", "--prompts", "list.jsonl", "-m", "demo", "-o", "made", "--steps", "1", "--json"]
+    assert cli.exit_code([*line, "--in-process"]) == errors.RowsFailedError.exit_code
+    told = json.loads(capsys.readouterr().out)
+    assert told["rows"] == json.loads(Path("made/batch.report.json").read_text())["rows"]
+    assert told["rows"][0]["error"] is None and Path(told["images"][0]["path"]).is_file()
+    assert "\\ud800" in told["rows"][1]["error"]["message"]
+
+
 def test_what_a_row_says_takes_the_place_of_what_it_excludes() -> None:
     shared = {"steps": 5, "image": "a.png", "eta": 0.1}
     merged = _merged(shared, {"timesteps": [9, 3], "start": "x.latents.safetensors"})
@@ -331,7 +347,7 @@ def test_a_row_that_makes_no_sense(
         ("no.csv", None, "no.csv cannot be read"),
         ("a.csv", b"prompt,colour\na,b\n", "has a column 'colour': use "),
         ("a.csv", b"seed\n1\n", "needs a header with a column prompt"),
-        ("a.csv", b'prompt\n"unclosed red circle\nanother\n', "line 2: unexpected end of data: close"),
+        ("a.csv", b'prompt\n"a red circle\na star\n', "line 2: unexpected end of data: close"),
         ("a.csv", b'prompt\n"a "big" cat"\n', "line 2: ',' expected after '\"': close each quote"),
         ("a.txt", b"a\nb\xff\n", "is not UTF-8 (line 2)"),
         ("a.txt", b"# nothing\n", "has no rows"),
