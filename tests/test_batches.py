@@ -16,9 +16,10 @@ import lowvram
 from lowvram import batch, cli, component, errors
 from lowvram.cli import run as commands
 from lowvram.cli.rows import fields_of, read_lines, to_listed
+from lowvram.cli.words import option_name
 from lowvram.pixels.whole import WholeDecode
 from lowvram.request.run import RunOptions
-from lowvram.rows import Listed, _merged
+from lowvram.rows import REFINING, SHARED, Listed, _merged
 from lowvram.stages import encode as encode_stage
 from lowvram.stages import sampling
 
@@ -277,7 +278,7 @@ JSONL = (
 
 def listed(text: str, name: str, monkeypatch: pytest.MonkeyPatch) -> list[Listed]:
     """The rows of a text on standard input, or in a file of that name."""
-    known = fields_of(commands.run, commands.OF_THE_LIST)
+    known = fields_of(commands.run, commands.of_the_list())
     if name == "-":
         data = io.BytesIO(text.encode())
         monkeypatch.setattr("sys.stdin", type("Stdin", (), {"buffer": data})())
@@ -410,9 +411,13 @@ def test_the_page_about_lists(
 def test_a_list_takes_what_a_run_takes() -> None:
     """Of the command line a row may say it or the list does; from Python both know the same."""
     parameters = set(inspect.signature(commands.run).parameters)
-    known = fields_of(commands.run, commands.OF_THE_LIST)
+    shared = commands.of_the_list()
+    known = fields_of(commands.run, shared)
     rows = {field.parameter for field in known.values()}
-    assert rows | set(commands.OF_THE_LIST) | {"prompts"} == parameters
+    assert rows | set(shared) == parameters and rows.isdisjoint(shared)
+    # What `rows.py` takes from no row, none is offered.
+    refused = {*SHARED, *REFINING}
+    assert {option_name(name) for name in shared} == refused | set(commands._BESIDE)
     # What a row says must reach the options of a run.
     parameters_of_run = inspect.signature(commands.run).parameters
     options = commands.for_run({name: p.default for name, p in parameters_of_run.items()})
