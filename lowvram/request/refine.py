@@ -15,6 +15,7 @@ from lowvram.request.decode import DecodeTask, picture_paths, resolve_decode
 from lowvram.request.denoise import DenoiseTask, resolve_denoise
 from lowvram.request.encode import EncodeTask, resolve_encode
 from lowvram.request.encode_image import EncodeImageTask, resolve_encode_image
+from lowvram.request.negatives import check_negatives
 from lowvram.request.start import SavedLatents
 
 DEFAULT_REFINER = "sdxl-refiner"
@@ -102,22 +103,25 @@ def resolve_refine(
         dtype=vae_dtype, there=size is None, **shared,
     )  # fmt: skip
     begun = SavedLatents(str(start), Size(*image.requested), Size(*image.rendered), len(paths))
+    asked = resolve_encode(
+        texts, model, embeds, negative_prompt=negative_prompt, weights=encoder_weights,
+        dtype=dtype, **shared,
+    )  # fmt: skip
+    denoise = resolve_denoise(
+        embeds, model, latents, prompts=len(texts), seed=seeds, images_per_prompt=1,
+        start=begun, strength=strength, steps=steps, guidance_scale=guidance_scale,
+        aesthetic_scores=aesthetic_scores, weights=transformer_weights, dtype=dtype,
+        batch_size=batch_size, **shared,
+    )  # fmt: skip
+    check_negatives(asked, denoise)
     return (
-        resolve_encode(
-            texts, model, embeds, negative_prompt=negative_prompt, weights=encoder_weights,
-            dtype=dtype, **shared,
-        ),
+        asked,
         image,
-        resolve_denoise(
-            embeds, model, latents, prompts=len(texts), seed=seeds, images_per_prompt=1,
-            start=begun, strength=strength, steps=steps, guidance_scale=guidance_scale,
-            aesthetic_scores=aesthetic_scores, weights=transformer_weights, dtype=dtype,
-            batch_size=batch_size, **shared,
-        ),
+        denoise,
         resolve_decode(
             latents, model, output, decode=decode, dtype=vae_dtype, batch_size=batch_size, **shared
         ),
-    )  # fmt: skip
+    )
 
 
 def refining_of_run(

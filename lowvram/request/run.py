@@ -19,6 +19,7 @@ from lowvram.request.encode_image import (
     EncodeImageTask,
     resolve_encode_image,
 )
+from lowvram.request.negatives import check_negatives
 from lowvram.request.refine import DEFAULT_REFINER
 from lowvram.request.start import SavedLatents
 
@@ -115,40 +116,8 @@ def resolve_run(
         resolve_denoise(embeds, model, latents, prompts=len(texts), **denoise),
         resolve_decode(latents, model, picture, **_of(DecodeOptions, options)),
     )
-    _check_together(tasks)
+    check_negatives(tasks[0], tasks[1])
     return tasks
-
-
-def _check_together(tasks: Tasks) -> None:
-    """What one stage is asked for and another makes void.
-
-    Raises:
-        RequestError: a negative prompt without guidance; guidance without negative embeddings.
-    """
-    scale = tasks[1].guidance_scale
-    given = tasks[0].embeds
-    if scale > 1 and given and not _has_negative(given):
-        raise RequestError(
-            f"--embeds {given} has no negative_prompt_embeds, which guidance needs: "
-            "use --guidance 1, or give them too"
-        )
-    if scale <= 1 and any(text.strip() for text in tasks[0].negative_prompts):
-        raise RequestError(
-            f"--negative has no effect with --guidance {scale:g}, which turns guidance off: "
-            "leave it out, or use a guidance above 1"
-        )
-
-
-def _has_negative(embeds: str) -> bool:
-    """Whether a file has embeddings of negative prompts. The stage refuses one that has none."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(embeds, framework="numpy") as file:
-            names = set(file.keys())
-    except (OSError, SafetensorError):
-        return True
-    return "prompt_embeds" not in names or "negative_prompt_embeds" in names
 
 
 def resolve_image(
