@@ -10,6 +10,7 @@ from typing import Any
 import pages
 import pytest
 import torch
+from safetensors.torch import load_file, save
 from test_plan import pixels, runs_out
 
 import lowvram
@@ -102,6 +103,7 @@ BAD: dict[str, tuple[Any, type[errors.LowvramError], str]] = {
     "taken": ({"prompt": "a cat", "output": "good.png"}, errors.RequestError, "is row 1's already"),
     "folder": ({"prompt": "a cat", "output": "dir.png"}, errors.StorageError, "is a folder"),
     "nul": ({"prompt": "a cat", "output": "a\0b"}, errors.RequestError, "is no path"),
+    "null": ({"prompt": "a cat", "image": "a\0b"}, errors.RequestError, "is no path"),
     "latents": ({"prompt": "a cat", "latents": "no"}, errors.RequestError, "do not exist"),
 }
 
@@ -116,9 +118,9 @@ def test_a_bad_row_is_reported_and_ends_no_other(tmp_path: Path) -> None:
         assert type(row.error) is kind and says in str(row.error)
         assert row.images == []
     assert made.images[0].path == tmp_path / "good.png"
-    assert made.images[-1].path == tmp_path / "013-a-blue-star.png"
+    assert made.images[-1].path == tmp_path / "014-a-blue-star.png"
     assert all(image.path.is_file() for image in made.images)
-    with pytest.raises(errors.RowsFailedError, match=r"^11 of 13 rows failed; .* row 2: size 9x9"):
+    with pytest.raises(errors.RowsFailedError, match=r"^12 of 14 rows failed; .* row 2: size 9x9"):
         made.raise_failed()
 
 
@@ -137,6 +139,39 @@ def test_a_list_is_not_refined_and_says_so(
         rows: Any = [{"prompt": "a red circle", "refine": True}]
         [row] = lowvram.run_many(rows, "demo", tmp_path / "made", in_process=True).failed
         assert "refine is of a single run" in str(row.error)
+
+
+@pytest.mark.parametrize("name", ["image", "start", "latents", "embeds"])
+@pytest.mark.parametrize("reader_first", [True, False])
+def test_no_row_writes_what_another_starts_from(
+    name: str, reader_first: bool, tmp_path: Path
+) -> None:
+    """However the path is said, and a link is as good as the file; the other row is made."""
+    (src,) = lowvram.run("a cat", "demo", tmp_path / "src.png", steps=1, in_process=True).images
+    own = {
+        k.removeprefix("0."): v[None]
+        for k, v in load_file(src.embeds).items()
+        if k.startswith("0.")
+    }
+    files: dict[str, tuple[str, bytes]] = {
+        "image": ("w.png", src.path.read_bytes()),
+        "start": ("w.latents.safetensors", src.latents.read_bytes()),
+        "latents": ("w.image.latents.safetensors", save({"latents": torch.zeros(1, 4, 16, 16)})),
+        "embeds": ("w.embeds.safetensors", save(own)),
+    }
+    file, before = files[name]
+    (tmp_path / file).write_bytes(before)
+    (tmp_path / "links").mkdir()
+    link = tmp_path / "links" / file
+    link.symlink_to(f"../{file}")
+    writer = {"prompt": "a red circle", "output": "links/../w.png", "image": src.path}
+    reader = {"prompt": "a blue star", name: link, "output": "two.png"}
+    rows: list[Any] = [reader, writer] if reader_first else [writer, reader]
+    found = lowvram.run_many(rows, "demo", tmp_path, steps=2, in_process=True)
+    (failed,) = found.failed
+    assert failed.number == rows.index(writer) + 1
+    assert "would be overwritten" in str(failed.error)
+    assert (tmp_path / file).read_bytes() == before and (tmp_path / "two.png").is_file()
 
 
 @pytest.mark.parametrize("field", ["prompt", "image", "scheduler", "embeds", "output", "seed"])
