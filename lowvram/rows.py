@@ -11,12 +11,12 @@ from typing import Any
 
 from lowvram.course import Trip
 from lowvram.errors import LowvramError, RequestError
+from lowvram.names import words_of
 from lowvram.repository import Model
 from lowvram.request.checks import is_unicode
 from lowvram.request.decode import picture_paths
 from lowvram.request.run import RunOptions, resolve_image, resolve_run
 from lowvram.request.start import SavedLatents
-from lowvram.run import words_of
 
 # What says how the components are loaded and used: one value for the whole list.
 SHARED = (

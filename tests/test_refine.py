@@ -25,7 +25,6 @@ from lowvram.cli import exit_code
 from lowvram.families.sdxl_refiner import FAMILY
 from lowvram.pixels.png import read_record
 from lowvram.repository import resolve
-from lowvram.run import new_path
 from lowvram.weights.layout import find_blocks
 from scripts.make_checkpoint import build
 
@@ -328,11 +327,6 @@ def test_the_strength_after_a_run_goes_by_its_own_name(
     assert exit_code([*command, "--refine-strength", strength]) == errors.RequestError.exit_code
     said = f"--refine-strength {strength} is out of range: 0.02 to 1"
     assert said in capsys.readouterr().err
-
-
-def test_a_new_name_leaves_what_a_failed_refiner_has_left(tmp_path: Path) -> None:
-    (tmp_path / "a-cat-unrefined-0.png").touch()
-    assert new_path(["a cat"], ".png", tmp_path) == tmp_path / "a-cat-2.png"
 
 
 def test_pixart_has_no_aesthetic_score(tmp_path: Path) -> None:
