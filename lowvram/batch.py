@@ -215,4 +215,4 @@ def _result(number: int, listed: Listed, trip: Trip | LowvramError) -> RowResult
         prompt = "" if isinstance(listed.row, LowvramError) else str(listed.row.get("prompt", ""))
         return RowResult(number, listed.line, prompt, [], trip)
     images = pictures_of(trip) if trip.error is None else []
-    return RowResult(number, listed.line, trip.tasks[0].prompts[0], images, trip.error)
+    return RowResult(number, listed.line, trip.tasks.encode.prompts[0], images, trip.error)

@@ -15,8 +15,9 @@ from lowvram.names import words_of
 from lowvram.repository import Model
 from lowvram.request.checks import is_unicode
 from lowvram.request.decode import picture_paths
-from lowvram.request.run import RunOptions, resolve_image, resolve_run
+from lowvram.request.run import RunOptions, resolve_run
 from lowvram.request.start import SavedLatents
+from lowvram.request.tasks import Tasks
 
 # What says how the components are loaded and used: one value for the whole list.
 SHARED = (
@@ -97,9 +98,10 @@ def resolve_rows(
         try:
             if isinstance(wish, LowvramError):
                 raise wish
-            trip = _trip(wish, model)
-            places.claim(number, _outputs(trip, wish.picture))
-            trips.append(trip)
+            wanted: Any = wish.options
+            tasks = resolve_run(wish.prompt, model, wish.picture, **wanted)
+            places.claim(number, _outputs(tasks, wish.picture))
+            trips.append(Trip(tasks))
         except LowvramError as error:
             trips.append(error)
     return trips
@@ -124,12 +126,6 @@ def _wish(listed: Listed, number: str, folder: Path, options: Mapping[str, Any])
     prompt, output = _prompt(own), own.pop("output", None)
     picture = _named(folder, output) or folder / f"{number}-{words_of(prompt)}.png"
     return _Wish(prompt, picture, _merged(options, own))
-
-
-def _trip(wish: _Wish, model: Model) -> Trip:
-    options: Any = wish.options
-    tasks = resolve_run(wish.prompt, model, wish.picture, **options)
-    return Trip(tasks, resolve_image(model, wish.picture, options))
 
 
 def _check_texts(own: Mapping[str, Any]) -> None:
@@ -181,11 +177,10 @@ def _named(folder: Path, output: object) -> Path | None:
     return path if path.suffix else path.with_suffix(".png")
 
 
-def _outputs(trip: Trip, picture: Path) -> list[str]:
+def _outputs(tasks: Tasks, picture: Path) -> list[str]:
     """All that a row writes: its pictures, and the files beside them."""
-    tasks, count = trip.tasks, len(trip.tasks[1].seeds)
-    files = [task.output for task in (*tasks[:2], trip.image) if task is not None]
-    return [*files, *map(str, picture_paths(picture, count))]
+    files = [task.output for stage, task in tasks.by_stage().items() if stage != "decode"]
+    return [*files, *map(str, picture_paths(picture, len(tasks.denoise.seeds)))]
 
 
 class _Places:

@@ -20,9 +20,9 @@ from lowvram.memory.report_files import to_text
 from lowvram.names import DEFAULT_FOLDER, new_path
 from lowvram.processes import StageProcesses
 from lowvram.progress import OnProgress, ignore
-from lowvram.repository import DEFAULT_MODEL, Model
+from lowvram.repository import DEFAULT_MODEL
 from lowvram.request.between import seeds_and_places
-from lowvram.request.run import RunOptions, resolve_image, resolve_run
+from lowvram.request.run import RunOptions, resolve_run
 from lowvram.stages.dispatch import carry_out
 from lowvram.stages.sampling import Callback, every
 from lowvram.swaps import resolve_with
@@ -127,25 +127,8 @@ def run(
             unheard = carry_out if processes is None else processes.run
             carries = (carry, unheard)
             return run_and_refine(prompts, found, picture, carries, on_progress, **options)
-        return make(prompts, found, picture, carry, on_progress, **options)
-
-
-def make(
-    prompts: str | Sequence[str],
-    model: Model,
-    picture: Path,
-    carry: Carry,
-    on_progress: OnProgress,
-    **options: Unpack[RunOptions],
-) -> RunResult:
-    """Make pictures, by a model that is found already; no refiner follows.
-
-    Args:
-        picture: x.png.
-        carry: carries out a stage, here or in a process of its own.
-    """
-    tasks = resolve_run(prompts, model, picture, **options)
-    return arrive(Trip(tasks, resolve_image(model, picture, options)), carry, on_progress)
+        tasks = resolve_run(prompts, found, picture, **options)
+        return arrive(Trip(tasks), carry, on_progress)
 
 
 def arrive(trip: Trip, carry: Carry, on_progress: OnProgress) -> RunResult:
@@ -153,14 +136,14 @@ def arrive(trip: Trip, carry: Carry, on_progress: OnProgress) -> RunResult:
     stages, _ = carry_through([trip], carry, on_progress)
     if trip.error is not None:
         raise trip.error
-    report = Path(trip.tasks[2].output).with_suffix(".report.json")
+    report = Path(trip.tasks.decode.output).with_suffix(".report.json")
     return write_report(RunResult(pictures_of(trip), stages, report))
 
 
 def pictures_of(trip: Trip) -> list[Picture]:
     """What a trip that has arrived has made."""
-    embeds, latents = Path(trip.tasks[0].output), Path(trip.tasks[1].output)
-    decoded, start = trip.made["decode"], trip.tasks[1].start
+    embeds, latents = Path(trip.tasks.encode.output), Path(trip.tasks.denoise.output)
+    decoded, start = trip.made["decode"], trip.tasks.denoise.start
     return [
         Picture(
             path=Path(path),

@@ -63,7 +63,7 @@ def test_the_encoder_does_not_follow_a_dtype_that_it_overflows_in(
     tiny: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     tasks = resolve_run("a cat", resolve(str(tiny)), tmp_path / "x.png", dtype="fp16")
-    assert [task.dtype for task in tasks] == ["auto", "fp16", "fp16"]
+    assert [task.dtype for task in tasks.by_stage().values()] == ["auto", "fp16", "fp16"]
     assert "the text encoder overflows in fp16" in caplog.text
 
 

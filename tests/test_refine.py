@@ -231,6 +231,19 @@ def test_a_run_with_a_refiner(
         assert not np.array_equal(levels_of(Path(image["path"])), plain)
 
 
+def test_what_is_said_of_a_size_is_said_once(
+    tiny_refiner: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A run with a refiner is resolved once, with its picture to start from."""
+    lowvram.run(
+        "a red circle", "demo", tmp_path / "x.png", steps=3, size=(160, 160), binning=False,
+        device="cpu", in_process=True, refine=True, refiner=str(tiny_refiner), refine_strength=0.1,
+        image=noise(tmp_path / "y.png", 64, 64),
+    )  # fmt: skip
+    said = [each.message for each in caplog.records if "160x160 is more" in each.message]
+    assert len(said) == len(set(said)) == 1
+
+
 def test_a_callback_hears_the_run_and_not_its_refiner(tiny_refiner: Path, tmp_path: Path) -> None:
     heard: list[int] = []
     lowvram.run(

@@ -10,9 +10,9 @@ from lowvram import artifacts
 from lowvram.errors import RequestError
 from lowvram.families.family import Size
 from lowvram.repository import Model
-from lowvram.request.decode import DecodeOptions, DecodeTask, resolve_decode
-from lowvram.request.denoise import DenoiseOptions, DenoiseTask, resolve_denoise
-from lowvram.request.encode import EncodeOptions, EncodeTask, resolve_encode
+from lowvram.request.decode import DecodeOptions, resolve_decode
+from lowvram.request.denoise import DenoiseOptions, resolve_denoise
+from lowvram.request.encode import EncodeOptions, resolve_encode
 from lowvram.request.encode_image import (
     ENCODES,
     EncodeImageOptions,
@@ -22,8 +22,7 @@ from lowvram.request.encode_image import (
 from lowvram.request.negatives import check_negatives
 from lowvram.request.refine import DEFAULT_REFINER
 from lowvram.request.start import SavedLatents
-
-Tasks = tuple[EncodeTask, DenoiseTask, DecodeTask]
+from lowvram.request.tasks import Tasks
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +31,7 @@ class RunOptions(TypedDict, total=False):
     """What may be asked for; see `resolve_encode`, `resolve_denoise` and `resolve_decode`.
 
     Two of them go by another name here: `weights` of encode and of denoise. For what stands before
-    and after, see `resolve_image` and `request.refine`.
+    and after, see `resolve_encode_image` and `request.refine`.
     """
 
     encoder_weights: str
@@ -87,8 +86,8 @@ class RunOptions(TypedDict, total=False):
 def resolve_run(
     prompts: str | Sequence[str], model: Model, picture: Path, **options: Unpack[RunOptions]
 ) -> Tasks:
-    """Check what was asked of the three stages. Of encode-image before them: `resolve_image`; of a
-    refiner after them: `request.refine`.
+    """Check what was asked of the three stages, and of encode-image before them. Of a refiner after
+    them: `request.refine`.
 
     Args:
         picture: x.png; the files in between lie beside it.
@@ -107,22 +106,21 @@ def resolve_run(
     if encode.get("dtype") == model.get_family().component("text_encoder").overflows_in:
         log.info("the text encoder overflows in %s: it computes in its own dtype", encode["dtype"])
         encode["dtype"] = "auto"
-    image = resolve_image(model, picture, options)
+    image = _image(model, picture, options)
     if image is not None:
         sizes = Size(*image.requested), Size(*image.rendered)
         denoise |= {"size": None, "start": SavedLatents(image.output, *sizes, 1)}
-    tasks = (
+    tasks = Tasks(
         resolve_encode(texts, model, embeds, **encode),
         resolve_denoise(embeds, model, latents, prompts=len(texts), **denoise),
         resolve_decode(latents, model, picture, **_of(DecodeOptions, options)),
+        image,
     )
-    check_negatives(tasks[0], tasks[1])
+    check_negatives(tasks.encode, tasks.denoise)
     return tasks
 
 
-def resolve_image(
-    model: Model, picture: Path, options: Mapping[str, Any]
-) -> EncodeImageTask | None:
+def _image(model: Model, picture: Path, options: Mapping[str, Any]) -> EncodeImageTask | None:
     """Check what was asked of encode-image; None where a run has no image.
 
     Args:
