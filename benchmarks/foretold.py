@@ -125,12 +125,10 @@ def planned(model: str, stage: str, side: int, mebibytes: int) -> planning.Row |
     size = (side or 1024,) * 2
     tasks = resolve_run([PROMPT], resolve(model), Path("x.png"), device="cpu", size=size,
                         binning=False, stage_budget=_AMPLE)  # fmt: skip
-    bounded = [
-        replace(task, stage_budget=mebibytes * _MIB) if name == stage else task
-        for name, task in zip(STAGES, tasks, strict=True)
-    ]
+    bounded = replace(tasks.by_stage()[stage], stage_budget=mebibytes * _MIB)
+    tasks = replace(tasks, **{stage: bounded})  # type: ignore[arg-type]
     try:
-        rows = planning.plan(*bounded, torch.device("cuda"))  # type: ignore[arg-type]
+        rows = planning.plan(tasks, torch.device("cuda"))
     except RequestError:
         return None
     return next(row for row in rows if row.stage == stage)

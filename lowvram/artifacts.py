@@ -167,7 +167,10 @@ def write_bytes(path: Path, data: bytes) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(
-            dir=path.parent, prefix=f".{path.name}.", suffix=".part", delete=False
+            dir=path.parent,
+            prefix=".",
+            suffix=".part",
+            delete=False,  # as short as any name
         ) as file:
             temporary = file.name
             file.write(data)

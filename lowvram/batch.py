@@ -4,9 +4,9 @@
 Imports no torch.
 """
 
-import re
+import os
 from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Unpack
@@ -16,13 +16,14 @@ from lowvram.course import Trip, carry_through
 from lowvram.errors import LowvramError, RequestError, RowsFailedError
 from lowvram.memory.report import table
 from lowvram.memory.report_files import OF_LIST, to_text
+from lowvram.names import new_folder
 from lowvram.processes import StageProcesses
 from lowvram.progress import OnProgress, ignore
 from lowvram.repository import DEFAULT_MODEL
 from lowvram.request.refine import DEFAULT_REFINER
 from lowvram.request.run import RunOptions
 from lowvram.rows import REFINE_LATER, REFINING, Listed, Row, resolve_rows
-from lowvram.run import DEFAULT_FOLDER, Picture, pictures_of
+from lowvram.run import Picture, pictures_of
 from lowvram.stages.dispatch import carry_out
 from lowvram.swaps import resolve_with
 
@@ -179,8 +180,7 @@ def run_listed(
             raise RequestError(f"--{option.replace('_', '-')} {REFINE_LATER}")
     if not listed:
         raise RequestError("the list has no rows: write a prompt a line")
-    folder = _folder(output, name)
-    with ExitStack() as stack:
+    with _folder(output, name) as folder, ExitStack() as stack:
         processes = None if in_process else stack.enter_context(StageProcesses())
         found = resolve_with(
             model, revision, transformer=transformer, vae=vae, text_encoder=text_encoder
@@ -189,28 +189,25 @@ def run_listed(
         trips = [each for each in resolved if isinstance(each, Trip)]
         carry = carry_out if processes is None else processes.run
         stages, common = carry_through(trips, carry, on_progress)
-    if common is not None and all(trip.error is not None for trip in trips):
-        raise common
-    rows = [
-        _result(number, each, trip)
-        for number, (each, trip) in enumerate(zip(listed, resolved, strict=True), 1)
-    ]
-    result = BatchResult(rows, stages, folder / OF_LIST)
-    artifacts.write_bytes(result.report, to_text(result.to_json()).encode())
-    return result
+        if common is not None and all(trip.error is not None for trip in trips):
+            raise common
+        rows = [
+            _result(number, each, trip)
+            for number, (each, trip) in enumerate(zip(listed, resolved, strict=True), 1)
+        ]
+        result = BatchResult(rows, stages, folder / OF_LIST)
+        artifacts.write_bytes(result.report, to_text(result.to_json()).encode())
+        return result
 
 
-def _folder(output: str | Path | None, name: str) -> Path:
+def _folder(output: str | Path | None, name: str) -> AbstractContextManager[Path]:
     """The list's folder: as named, or a new one."""
     if output is None:
-        slug = re.sub(r"[^\w.-]+", "-", name).strip("-.") or "batch"
-        numbered = (DEFAULT_FOLDER / f"{slug}-{number}" for number in range(2, 1 << 30))
-        first = DEFAULT_FOLDER / slug
-        return first if not first.exists() else next(path for path in numbered if not path.exists())
+        return new_folder(name)
     path = Path(output)
-    if path.suffix.lower() == ".png" or path.is_file():
+    if path.suffix.lower() == ".png" or os.path.isfile(path):
         raise RequestError(f"{output} is one file, and a list makes many: name a folder with -o")
-    return path
+    return nullcontext(path)
 
 
 def _result(number: int, listed: Listed, trip: Trip | LowvramError) -> RowResult:
@@ -218,4 +215,4 @@ def _result(number: int, listed: Listed, trip: Trip | LowvramError) -> RowResult
         prompt = "" if isinstance(listed.row, LowvramError) else str(listed.row.get("prompt", ""))
         return RowResult(number, listed.line, prompt, [], trip)
     images = pictures_of(trip) if trip.error is None else []
-    return RowResult(number, listed.line, trip.tasks[0].prompts[0], images, trip.error)
+    return RowResult(number, listed.line, trip.tasks.encode.prompts[0], images, trip.error)

@@ -13,10 +13,7 @@ from typing import Any, cast
 
 from lowvram.errors import LowvramError, MemoryExhaustedError, NothingSmallerError
 from lowvram.progress import OnProgress
-from lowvram.request.denoise import DenoiseTask
-from lowvram.request.encode_image import EncodeImageTask
-from lowvram.request.run import Tasks
-from lowvram.request.tasks import AnyTask, to_json
+from lowvram.request.tasks import AnyTask, Tasks, to_json
 from lowvram.stages.dispatch import STAGES, OnTold, error_of
 
 Carry = Callable[
@@ -34,26 +31,18 @@ class Trip:
     """The tasks of one row, and what has come of them.
 
     Attributes:
-        tasks: of the stages that every row has, in order.
-        image: of encode-image before them; None for a row without a picture.
+        tasks: of its stages.
         made: by each stage so far: {"paths", "items"}.
         error: what ended it; None while it goes on, and when it has arrived.
     """
 
     tasks: Tasks
-    image: EncodeImageTask | None = None
     made: dict[str, dict[str, Any]] = field(default_factory=dict)
     error: LowvramError | None = None
 
-    def by_stage(self) -> dict[str, AnyTask]:
-        """Its tasks by the names of their stages, in order."""
-        encode, denoise, decode = self.tasks
-        first: dict[str, AnyTask] = {} if self.image is None else {"encode-image": self.image}
-        return first | {"encode": encode, "denoise": denoise, "decode": decode}
-
     def waits_for(self, stage: str) -> bool:
         """Whether a stage is still to be done for it."""
-        return self.error is None and stage in self.by_stage() and stage not in self.made
+        return self.error is None and stage in self.tasks.by_stage() and stage not in self.made
 
     def hear(self, stage: str, outcome: Mapping[str, Any]) -> None:
         """Note what a stage made of its task."""
@@ -67,7 +56,7 @@ class Trip:
         """Note what went wrong, and how to go on from what is there."""
         kept = self.made.get(_BEFORE.get(stage, ""))
         if kept is not None:
-            path, start = kept["paths"][0], self.tasks[1].start
+            path, start = kept["paths"][0], self.tasks.denoise.start
             again = ["lowvram", stage, path]
             if stage == "denoise" and start:
                 again += ["--start", start]
@@ -117,7 +106,9 @@ def carry_stage(
     first: MemoryExhaustedError | None = None
     steps_down = 0
     while left := _left(trips, stage):
-        tasks = [{**to_json(trip.by_stage()[stage]), "steps_down": steps_down} for trip in left]
+        tasks = [
+            {**to_json(trip.tasks.by_stage()[stage]), "steps_down": steps_down} for trip in left
+        ]
         try:
             told = carry(stage, tasks, on_progress, _teller(stage, left))
             return cast("dict[str, Any] | None", told["report"])
@@ -186,14 +177,14 @@ def refuse(trips: Sequence[Trip], carry: Carry, on_progress: OnProgress) -> None
         if asked:
             carry(stage, tasks, on_progress, lambda i, outcome: asked[i].hear(stage, outcome))
 
-    asks = [trip for trip in trips if trip.error is None and _denoise(trip).asks_the_scheduler]
-    look("check", asks, [to_json(_denoise(trip)) for trip in asks])
+    asks = [trip for trip in trips if trip.error is None and trip.tasks.denoise.asks_the_scheduler]
+    look("check", asks, [to_json(trip.tasks.denoise) for trip in asks])
     bound = [
         trip
         for trip in trips
-        if trip.error is None and (trip.tasks[0].vram or trip.tasks[0].stage_budget)
+        if trip.error is None and (trip.tasks.encode.vram or trip.tasks.encode.stage_budget)
     ]
-    rows = [{name: to_json(task) for name, task in trip.by_stage().items()} for trip in bound]
+    rows = [{name: to_json(task) for name, task in trip.tasks.by_stage().items()} for trip in bound]
     look("plan", bound, rows)
 
 
@@ -206,11 +197,7 @@ def _left(trips: Sequence[Trip], stage: str) -> list[Trip]:
     return [trip for trip in trips if trip.waits_for(stage)]
 
 
-def _denoise(trip: Trip) -> DenoiseTask:
-    return trip.tasks[1]
-
-
 def _pixels(trip: Trip) -> int:
     """Of a picture, as it is computed."""
-    width, height = _denoise(trip).rendered
+    width, height = trip.tasks.denoise.rendered
     return width * height

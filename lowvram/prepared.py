@@ -8,12 +8,13 @@ unfinished is started anew, not continued: a component takes minutes, and finish
 
 import hashlib
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from lowvram import artifacts
-from lowvram.errors import RequestError
+from lowvram.errors import RequestError, StorageError
 from lowvram.files import absolute
 from lowvram.manifest import MANIFEST, Prepared, is_whole, read_manifest
 from lowvram.prepared_folders import (
@@ -112,13 +113,21 @@ def placed(wanted: Prepared) -> Path | None:
 
 def adopted(made: Prepared, target: Path) -> tuple[Path, Prepared] | None:
     """What was prepared before with the same files as `made`, from a source that is cut otherwise:
-    it serves both from now on. None where there is no such.
+    it serves both from now on. None where there is no such, or another process works on it.
     """
-    for folder, other in _ready(made):
-        if folder != target and same_files(folder, other, target, made):
-            both = replace(other, contents={**other.contents, **made.contents})
-            artifacts.write_bytes(folder / MANIFEST, both.to_text().encode())
-            return folder, both
+    for folder in [folder for folder, _ in _ready(made) if folder != target]:
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(locked(folder, wait=False))
+            except StorageError:  # waiting could be in vain: it may want what is held here
+                continue
+            other = read_manifest(folder)  # as it is now that nobody else can change it
+            if other is None or not other.is_like(made) or not is_whole(folder, other):
+                continue
+            if same_files(folder, other, target, made):
+                both = replace(other, contents={**other.contents, **made.contents})
+                artifacts.write_bytes(folder / MANIFEST, both.to_text().encode())
+                return folder, both
     return None
 
 

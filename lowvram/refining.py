@@ -21,13 +21,12 @@ from lowvram.request.decode import picture_paths
 from lowvram.request.refine import (
     DEFAULT_REFINER,
     RefineOptions,
-    Refining,
     refining_of_run,
     resolve_refine,
     unrefined,
 )
 from lowvram.request.run import RunOptions, check_kept, resolve_run
-from lowvram.run import RunResult, arrive, make, write_report
+from lowvram.run import RunResult, arrive, write_report
 from lowvram.stages.dispatch import carry_out
 
 
@@ -65,7 +64,7 @@ def refine(
     with ExitStack() as stack:
         carry: Carry = carry_out if in_process else stack.enter_context(StageProcesses()).run
         tasks = resolve_refine(paths, prompts, resolve(model, revision), target, **options)
-        return arrive(_trip(tasks), carry, on_progress)
+        return arrive(Trip(tasks), carry, on_progress)
 
 
 def run_and_refine(
@@ -87,7 +86,7 @@ def run_and_refine(
     image = options.get("image")
     if image is not None:
         check_kept(image, picture)  # resolve_run has looked at what is not refined
-    more = _trip(
+    more = Trip(
         refining_of_run(
             tasks,
             picture,
@@ -99,7 +98,7 @@ def run_and_refine(
     refuse([more], carry_refiner, on_progress)
     if more.error is not None:
         raise more.error
-    before = make(prompts, model, unrefined(picture), carry, on_progress, **options)
+    before = arrive(Trip(tasks), carry, on_progress)
     try:
         after = arrive(more, carry_refiner, on_progress)
     except LowvramError as error:
@@ -111,8 +110,3 @@ def run_and_refine(
         for image, other in zip(after.images, before.images, strict=True)
     ]
     return write_report(replace(after, images=images, stages=[*before.stages, *stages]))
-
-
-def _trip(tasks: Refining) -> Trip:
-    encode, image, denoise, decode = tasks
-    return Trip((encode, denoise, decode), image)

@@ -4,6 +4,7 @@ Nothing here loads weights or imports torch. `resolve` turns what the user named
 which says for each component which commit of which repository, or which folder, it comes from.
 """
 
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -165,7 +166,7 @@ def resolve(name: str, revision: str | None = None) -> Model:
                 raise RequestError(f"--revision {revision}: {name} has none, leave it out")
             return _published(family, name, family.models[name], revision)
     folder = Path(name).expanduser()
-    if folder.is_dir():
+    if os.path.isdir(folder):
         if revision is not None:
             raise RequestError(f"--revision {revision}: a folder has none, leave it out")
         return _unpublished(name, Source(str(folder.resolve()), "", "folder"))

@@ -11,11 +11,13 @@ from typing import Any
 
 from lowvram.course import Trip
 from lowvram.errors import LowvramError, RequestError
+from lowvram.names import words_of
 from lowvram.repository import Model
 from lowvram.request.checks import is_unicode
 from lowvram.request.decode import picture_paths
-from lowvram.request.run import RunOptions, resolve_image, resolve_run
-from lowvram.run import words_of
+from lowvram.request.run import RunOptions, resolve_run
+from lowvram.request.start import SavedLatents
+from lowvram.request.tasks import Tasks
 
 # What says how the components are loaded and used: one value for the whole list.
 SHARED = (
@@ -31,6 +33,8 @@ SHARED = (
 )
 # A row that says one of these takes none of the others from what is the same for all.
 EITHER = (("steps", "timesteps", "sigmas"), ("image", "start"))
+# The options that name a file to start from.
+_INPUTS = ("image", "start", "latents", "embeds")
 # Of a single run: a refiner works on its pictures afterwards.
 REFINING = ("refine", "refine_strength", "refiner")
 REFINE_LATER = "is of a single run: leave it out, and refine a list's pictures with lowvram refine"
@@ -60,6 +64,15 @@ class Listed:
     line: int | None = None
 
 
+@dataclass(frozen=True)
+class _Wish:
+    """A row with what it leaves open; the tasks are still to be made of it."""
+
+    prompt: str
+    picture: Path
+    options: dict[str, Any]
+
+
 def resolve_rows(
     listed: Sequence[Listed], model: Model, folder: Path, options: Mapping[str, Any]
 ) -> list[Trip | LowvramError]:
@@ -70,23 +83,25 @@ def resolve_rows(
         options: what rows leave open.
     """
     digits = max(3, len(str(len(listed))))
-    taken: dict[str, int] = {}  # paths, and the number of the row that writes there
-    trips: list[Trip | LowvramError] = []
+    wishes: list[_Wish | LowvramError] = []
     for number, each in enumerate(listed, 1):
         try:
-            if isinstance(each.row, LowvramError):
-                raise each.row
-            own = {**each.row}
-            prompt, output = _prompt(own), own.pop("output", None)
-            named = _named(folder, output) or folder / f"{number:0{digits}}-{words_of(prompt)}.png"
-            merged: Any = _merged(options, own)
-            tasks, image = (
-                resolve_run(prompt, model, named, **merged),
-                resolve_image(model, named, merged),
-            )
-            files = [task.output for task in (*tasks[:2], image) if task is not None]
-            _claim(taken, number, files, named, len(tasks[1].seeds))
-            trips.append(Trip(tasks, image))
+            wishes.append(_wish(each, f"{number:0{digits}}", folder, options))
+        except LowvramError as error:
+            wishes.append(error)
+    places = _Places()
+    for number, wish in enumerate(wishes, 1):
+        if isinstance(wish, _Wish):
+            places.note_inputs(number, wish.options)
+    trips: list[Trip | LowvramError] = []
+    for number, wish in enumerate(wishes, 1):
+        try:
+            if isinstance(wish, LowvramError):
+                raise wish
+            wanted: Any = wish.options
+            tasks = resolve_run(wish.prompt, model, wish.picture, **wanted)
+            places.claim(number, _outputs(tasks, wish.picture))
+            trips.append(Trip(tasks))
         except LowvramError as error:
             trips.append(error)
     return trips
@@ -96,6 +111,35 @@ def others_of(said: Iterable[str]) -> set[str]:
     """Of what excludes each other, all that a row which says these does not take from elsewhere."""
     own = set(said)
     return {name for group in EITHER if own.intersection(group) for name in group}
+
+
+def _wish(listed: Listed, number: str, folder: Path, options: Mapping[str, Any]) -> _Wish:
+    """What a row asks for, with what it leaves open.
+
+    Raises:
+        LowvramError: the row could not be read, or makes no sense.
+    """
+    if isinstance(listed.row, LowvramError):
+        raise listed.row
+    own = {**listed.row}
+    _check_texts(own)
+    prompt, output = _prompt(own), own.pop("output", None)
+    picture = _named(folder, output) or folder / f"{number}-{words_of(prompt)}.png"
+    return _Wish(prompt, picture, _merged(options, own))
+
+
+def _check_texts(own: Mapping[str, Any]) -> None:
+    """Refuse what no file can be named, and no report can say: half of a pair of surrogates."""
+    for name, value in own.items():
+        for each in value if isinstance(value, list | tuple) else [value]:
+            try:
+                os.fsencode(each if isinstance(each, str | Path) else "")
+            except UnicodeEncodeError:
+                raise RequestError(
+                    f"{name} {str(each)!r} is not valid text: write it anew"
+                ) from None
+        if name in _INPUTS and "\0" in str(value):
+            raise RequestError(f"{name} {str(value)!r} is no path: name a file")
 
 
 def _prompt(own: dict[str, Any]) -> str:
@@ -133,17 +177,49 @@ def _named(folder: Path, output: object) -> Path | None:
     return path if path.suffix else path.with_suffix(".png")
 
 
-def _claim(
-    taken: dict[str, int], number: int, files: Sequence[str], picture: Path, pictures: int
-) -> None:
-    """Keep two rows from writing to the same file.
+def _outputs(tasks: Tasks, picture: Path) -> list[str]:
+    """All that a row writes: its pictures, and the files beside them."""
+    files = [task.output for stage, task in tasks.by_stage().items() if stage != "decode"]
+    return [*files, *map(str, picture_paths(picture, len(tasks.denoise.seeds)))]
 
-    Raises:
-        RequestError: an earlier row does.
-    """
-    paths = [*files, *map(str, picture_paths(picture, pictures))]
-    keys = {os.path.normcase(os.path.abspath(path)): path for path in paths}
-    for key, path in keys.items():
-        if key in taken:
-            raise RequestError(f"output {path} is row {taken[key]}'s already: name another")
-    taken |= dict.fromkeys(keys, number)
+
+class _Places:
+    """Which row reads a file, and which writes it: no row may write what another does."""
+
+    def __init__(self) -> None:
+        self._read: dict[str, int] = {}
+        self._written: dict[str, int] = {}
+
+    def note_inputs(self, number: int, options: Mapping[str, Any]) -> None:
+        """What a row reads, whatever becomes of it: a link, and what it leads to."""
+        for name in _INPUTS:
+            given = options.get(name)
+            path = given.path if isinstance(given, SavedLatents) else given
+            if path is not None:
+                for each in (path, os.path.realpath(path)):
+                    self._read.setdefault(_key(each), number)
+
+    def claim(self, number: int, paths: Sequence[str]) -> None:
+        """Take the files that a row writes.
+
+        Raises:
+            RequestError: an earlier row writes one of them, or some row reads it.
+        """
+        keys = {_key(path): path for path in paths}
+        for key, path in keys.items():
+            if key in self._written:
+                raise RequestError(
+                    f"output {path} is row {self._written[key]}'s already: name another"
+                )
+            if key in self._read:
+                raise RequestError(
+                    f"{path} would be overwritten, and row {self._read[key]} starts from it: "
+                    "name another output"
+                )
+        self._written |= dict.fromkeys(keys, number)
+
+
+def _key(path: str | Path) -> str:
+    """Equal for all ways to say where a file is; a link is a file of its own, as for writing."""
+    folder, name = os.path.split(os.path.abspath(path))
+    return os.path.normcase(os.path.join(os.path.realpath(folder), name))

@@ -4,10 +4,9 @@ What can be refused is refused before anything is loaded. Each stage's file is k
 that what failed can be done again from there. Imports no torch.
 """
 
-import itertools
-import re
-from collections.abc import Sequence
-from contextlib import ExitStack
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,15 +17,15 @@ from lowvram.course import Carry, Trip, carry_through
 from lowvram.errors import RequestError
 from lowvram.memory.report import table
 from lowvram.memory.report_files import to_text
+from lowvram.names import DEFAULT_FOLDER, new_path
 from lowvram.processes import StageProcesses
 from lowvram.progress import OnProgress, ignore
-from lowvram.repository import DEFAULT_MODEL, Model
-from lowvram.request.run import RunOptions, resolve_image, resolve_run
+from lowvram.repository import DEFAULT_MODEL
+from lowvram.request.between import seeds_and_places
+from lowvram.request.run import RunOptions, resolve_run
 from lowvram.stages.dispatch import carry_out
 from lowvram.stages.sampling import Callback, every
 from lowvram.swaps import resolve_with
-
-DEFAULT_FOLDER = Path("outputs")
 
 
 @dataclass(frozen=True)
@@ -115,9 +114,9 @@ def run(
         raise RequestError(f"callback_steps {callback_steps} is out of range: 1 or more")
     here = partial(carry_out, callback=every(callback_steps, callback))
     with ExitStack() as stack:
-        processes = None if in_process else stack.enter_context(StageProcesses())
         texts = [prompts] if isinstance(prompts, str) else list(prompts)
-        picture = _picture_path(output, texts)
+        picture = stack.enter_context(_picture_path(output, texts, options))
+        processes = None if in_process else stack.enter_context(StageProcesses())
         found = resolve_with(
             model, revision, transformer=transformer, vae=vae, text_encoder=text_encoder
         )
@@ -128,25 +127,8 @@ def run(
             unheard = carry_out if processes is None else processes.run
             carries = (carry, unheard)
             return run_and_refine(prompts, found, picture, carries, on_progress, **options)
-        return make(prompts, found, picture, carry, on_progress, **options)
-
-
-def make(
-    prompts: str | Sequence[str],
-    model: Model,
-    picture: Path,
-    carry: Carry,
-    on_progress: OnProgress,
-    **options: Unpack[RunOptions],
-) -> RunResult:
-    """Make pictures, by a model that is found already; no refiner follows.
-
-    Args:
-        picture: x.png.
-        carry: carries out a stage, here or in a process of its own.
-    """
-    tasks = resolve_run(prompts, model, picture, **options)
-    return arrive(Trip(tasks, resolve_image(model, picture, options)), carry, on_progress)
+        tasks = resolve_run(prompts, found, picture, **options)
+        return arrive(Trip(tasks), carry, on_progress)
 
 
 def arrive(trip: Trip, carry: Carry, on_progress: OnProgress) -> RunResult:
@@ -154,14 +136,14 @@ def arrive(trip: Trip, carry: Carry, on_progress: OnProgress) -> RunResult:
     stages, _ = carry_through([trip], carry, on_progress)
     if trip.error is not None:
         raise trip.error
-    report = Path(trip.tasks[2].output).with_suffix(".report.json")
+    report = Path(trip.tasks.decode.output).with_suffix(".report.json")
     return write_report(RunResult(pictures_of(trip), stages, report))
 
 
 def pictures_of(trip: Trip) -> list[Picture]:
     """What a trip that has arrived has made."""
-    embeds, latents = Path(trip.tasks[0].output), Path(trip.tasks[1].output)
-    decoded, start = trip.made["decode"], trip.tasks[1].start
+    embeds, latents = Path(trip.tasks.encode.output), Path(trip.tasks.denoise.output)
+    decoded, start = trip.made["decode"], trip.tasks.denoise.start
     return [
         Picture(
             path=Path(path),
@@ -183,28 +165,16 @@ def write_report(result: RunResult) -> RunResult:
     return result
 
 
-def _picture_path(output: str | Path | None, prompts: Sequence[str]) -> Path:
-    """Where the picture goes: as named, or a new name made of the prompt."""
+def _picture_path(
+    output: str | Path | None, prompts: Sequence[str], options: Mapping[str, Any]
+) -> AbstractContextManager[Path]:
+    """Where the picture goes: as named, or a new name made of the prompt, as long as this lasts."""
     if output is not None and Path(output).suffix.lower() == ".png":
-        return Path(output)
-    if output is not None and Path(output).suffix and not Path(output).is_dir():
+        return nullcontext(Path(output))
+    if output is not None and Path(output).suffix and not os.path.isdir(output):
         raise RequestError(f"{output} is neither a folder nor ends in .png: pictures are PNG")
-    return new_path(prompts, ".png", DEFAULT_FOLDER if output is None else Path(output))
-
-
-def new_path(prompts: Sequence[str], suffix: str, folder: Path = DEFAULT_FOLDER) -> Path:
-    """A path in the folder, named after the first prompt, that no earlier run has used."""
-    words = words_of(prompts[0] if prompts else "")
-    for number in itertools.count(1):
-        name = words if number == 1 else f"{words}-{number}"
-        # What a refiner that failed has left may be all that there is.
-        if not any(folder.glob(f"{name}.*")) and not any(folder.glob(f"{name}-unrefined*")):
-            return folder / f"{name}{suffix}"
-    raise AssertionError("unreachable")
-
-
-def words_of(prompt: str) -> str:
-    """The first words of a prompt as a part of a file's name."""
-    words = re.findall(r"\w+", prompt.lower())
-    name = "-".join(words)[:60].encode()[:120].decode(errors="ignore")  # a name may have 255 bytes
-    return name.rstrip("-") or "picture"
+    asked = {name: options.get(name) for name in ("towards", "at", "latents")}
+    images = options.get("images_per_prompt")
+    seeds, _, _ = seeds_and_places(options.get("seed", 0), images, len(prompts), **asked)
+    folder = DEFAULT_FOLDER if output is None else Path(output)
+    return new_path(prompts, ".png", folder, len(seeds))

@@ -5,6 +5,7 @@ returns is written into the artifacts as any other: later stages need not be tol
 """
 
 import logging
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -99,7 +100,7 @@ def _source(place: str, role: str) -> Source:
         if place in family.models:
             return resolve(place).sources[role]
     folder = Path(place).expanduser()
-    if folder.is_dir():
+    if os.path.isdir(folder):
         return Source(str(folder.resolve()), "", "folder")
     name, _, revision = place.partition("@")
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):

@@ -123,3 +123,11 @@ def test_one_metadata_key_with_canonical_json(written: Path) -> None:
     text = listing["__metadata__"].pop(artifacts.METADATA_KEY)
     assert listing["__metadata__"] == {}
     assert artifacts.canonical_json(json.loads(text)) == text
+
+
+def test_a_name_of_any_length_is_written_by_a_short_one(tmp_path: Path) -> None:
+    """255 bytes, of which a longer temporary name would leave nothing."""
+    path = tmp_path / f"{'é' * 117}x.embeds.safetensors"[:255]
+    assert len(path.name.encode()) in (254, 255)
+    artifacts.write(path, header(), TENSORS)
+    assert artifacts.verify(path, "embeds") and list(tmp_path.iterdir()) == [path]

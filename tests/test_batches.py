@@ -10,15 +10,17 @@ from typing import Any
 import pages
 import pytest
 import torch
+from safetensors.torch import load_file, save
 from test_plan import pixels, runs_out
 
 import lowvram
 from lowvram import batch, cli, component, errors
 from lowvram.cli import run as commands
 from lowvram.cli.rows import fields_of, read_lines, to_listed
+from lowvram.cli.words import option_name
 from lowvram.pixels.whole import WholeDecode
 from lowvram.request.run import RunOptions
-from lowvram.rows import Listed, _merged
+from lowvram.rows import REFINING, SHARED, Listed, _merged
 from lowvram.stages import encode as encode_stage
 from lowvram.stages import sampling
 
@@ -101,6 +103,7 @@ BAD: dict[str, tuple[Any, type[errors.LowvramError], str]] = {
     "taken": ({"prompt": "a cat", "output": "good.png"}, errors.RequestError, "is row 1's already"),
     "folder": ({"prompt": "a cat", "output": "dir.png"}, errors.StorageError, "is a folder"),
     "nul": ({"prompt": "a cat", "output": "a\0b"}, errors.RequestError, "is no path"),
+    "null": ({"prompt": "a cat", "image": "a\0b"}, errors.RequestError, "is no path"),
     "latents": ({"prompt": "a cat", "latents": "no"}, errors.RequestError, "do not exist"),
 }
 
@@ -115,9 +118,9 @@ def test_a_bad_row_is_reported_and_ends_no_other(tmp_path: Path) -> None:
         assert type(row.error) is kind and says in str(row.error)
         assert row.images == []
     assert made.images[0].path == tmp_path / "good.png"
-    assert made.images[-1].path == tmp_path / "013-a-blue-star.png"
+    assert made.images[-1].path == tmp_path / "014-a-blue-star.png"
     assert all(image.path.is_file() for image in made.images)
-    with pytest.raises(errors.RowsFailedError, match=r"^11 of 13 rows failed; .* row 2: size 9x9"):
+    with pytest.raises(errors.RowsFailedError, match=r"^12 of 14 rows failed; .* row 2: size 9x9"):
         made.raise_failed()
 
 
@@ -136,6 +139,55 @@ def test_a_list_is_not_refined_and_says_so(
         rows: Any = [{"prompt": "a red circle", "refine": True}]
         [row] = lowvram.run_many(rows, "demo", tmp_path / "made", in_process=True).failed
         assert "refine is of a single run" in str(row.error)
+
+
+@pytest.mark.parametrize("name", ["image", "start", "latents", "embeds"])
+@pytest.mark.parametrize("reader_first", [True, False])
+def test_no_row_writes_what_another_starts_from(
+    name: str, reader_first: bool, tmp_path: Path
+) -> None:
+    """However the path is said, and a link is as good as the file; the other row is made."""
+    (src,) = lowvram.run("a cat", "demo", tmp_path / "src.png", steps=1, in_process=True).images
+    own = {
+        k.removeprefix("0."): v[None]
+        for k, v in load_file(src.embeds).items()
+        if k.startswith("0.")
+    }
+    files: dict[str, tuple[str, bytes]] = {
+        "image": ("w.png", src.path.read_bytes()),
+        "start": ("w.latents.safetensors", src.latents.read_bytes()),
+        "latents": ("w.image.latents.safetensors", save({"latents": torch.zeros(1, 4, 16, 16)})),
+        "embeds": ("w.embeds.safetensors", save(own)),
+    }
+    file, before = files[name]
+    (tmp_path / file).write_bytes(before)
+    (tmp_path / "links").mkdir()
+    link = tmp_path / "links" / file
+    link.symlink_to(f"../{file}")
+    writer = {"prompt": "a red circle", "output": "links/../w.png", "image": src.path}
+    reader = {"prompt": "a blue star", name: link, "output": "two.png"}
+    rows: list[Any] = [reader, writer] if reader_first else [writer, reader]
+    found = lowvram.run_many(rows, "demo", tmp_path, steps=2, in_process=True)
+    (failed,) = found.failed
+    assert failed.number == rows.index(writer) + 1
+    assert "would be overwritten" in str(failed.error)
+    assert (tmp_path / file).read_bytes() == before and (tmp_path / "two.png").is_file()
+
+
+@pytest.mark.parametrize("field", ["prompt", "image", "scheduler", "embeds", "output", "seed"])
+def test_half_a_character_is_one_rows_error(
+    field: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And the report of all rows is written, and can be read."""
+    monkeypatch.chdir(tmp_path)
+    bad = json.dumps({"prompt": "a star", field: "a \ud800 red"})
+    Path("list.jsonl").write_text(f'{{"prompt": "a red circle"}}\n{bad}\n')
+    line = ["run", "--prompts", "list.jsonl", "-m", "demo", "-o", "made", "--steps", "1", "--json"]
+    assert cli.exit_code([*line, "--in-process"]) == errors.RowsFailedError.exit_code
+    told = json.loads(capsys.readouterr().out)
+    assert told["rows"] == json.loads(Path("made/batch.report.json").read_text())["rows"]
+    assert told["rows"][0]["error"] is None and Path(told["images"][0]["path"]).is_file()
+    assert "\\ud800" in told["rows"][1]["error"]["message"]
 
 
 def test_what_a_row_says_takes_the_place_of_what_it_excludes() -> None:
@@ -261,7 +313,7 @@ JSONL = (
 
 def listed(text: str, name: str, monkeypatch: pytest.MonkeyPatch) -> list[Listed]:
     """The rows of a text on standard input, or in a file of that name."""
-    known = fields_of(commands.run, commands.OF_THE_LIST)
+    known = fields_of(commands.run, commands.of_the_list())
     if name == "-":
         data = io.BytesIO(text.encode())
         monkeypatch.setattr("sys.stdin", type("Stdin", (), {"buffer": data})())
@@ -312,6 +364,8 @@ def test_steps_of_a_row_stand_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: P
         ('{"prompt": "a", "model": "demo"}', "a row has no 'model'"),
         ('{"prompt": "a"', "is not JSON"),
         ("[1]", "is no object"),
+        ('{"prompt": "a", "--steps": 2, "Steps": 3}', "a row says 'Steps' twice, as '--steps' too"),
+        ('{"prompt": "a", "steps": 2, "steps": 3}', "a row says 'steps' twice: say it once"),
     ],
 )
 def test_a_row_that_makes_no_sense(
@@ -329,6 +383,8 @@ def test_a_row_that_makes_no_sense(
         ("no.csv", None, "no.csv cannot be read"),
         ("a.csv", b"prompt,colour\na,b\n", "has a column 'colour': use "),
         ("a.csv", b"seed\n1\n", "needs a header with a column prompt"),
+        ("a.csv", b'prompt\n"a red circle\na star\n', "line 2: unexpected end of data: close"),
+        ("a.csv", b'prompt\n"a "big" cat"\n', "line 2: ',' expected after '\"': close each quote"),
         ("a.txt", b"a\nb\xff\n", "is not UTF-8 (line 2)"),
         ("a.txt", b"# nothing\n", "has no rows"),
     ],
@@ -390,9 +446,13 @@ def test_the_page_about_lists(
 def test_a_list_takes_what_a_run_takes() -> None:
     """Of the command line a row may say it or the list does; from Python both know the same."""
     parameters = set(inspect.signature(commands.run).parameters)
-    known = fields_of(commands.run, commands.OF_THE_LIST)
+    shared = commands.of_the_list()
+    known = fields_of(commands.run, shared)
     rows = {field.parameter for field in known.values()}
-    assert rows | set(commands.OF_THE_LIST) | {"prompts"} == parameters
+    assert rows | set(shared) == parameters and rows.isdisjoint(shared)
+    # What `rows.py` takes from no row, none is offered.
+    refused = {*SHARED, *REFINING}
+    assert {option_name(name) for name in shared} == refused | set(commands._BESIDE)
     # What a row says must reach the options of a run.
     parameters_of_run = inspect.signature(commands.run).parameters
     options = commands.for_run({name: p.default for name, p in parameters_of_run.items()})

@@ -206,3 +206,14 @@ def test_what_is_cut_is_quoted_with_its_prompt(
     assert told[0].endswith(f": “{items[0]['dropped']}”") and items[3]["dropped"] == ""
     assert items[0]["tokens"] == 3 and "a red circle".endswith(items[0]["dropped"])
     assert "a very large blue star".endswith(items[1]["negative_dropped"])
+
+
+def test_of_a_long_tail_the_ends_are_quoted_and_the_file_has_all(
+    reader: Reader, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = job(reader, "a red circle " + "on blue " * 20_000 + "at the end", clean_caption=False)
+    (told,) = [each.message for each in caplog.records if "dropped" in each.message]
+    assert len(told) < 400
+    quoted = told.partition("from its end: “")[2]
+    assert quoted.startswith("on blue") and quoted.endswith("at the end”") and " … " in quoted
+    assert len(made.items[0]["dropped"]) > 100_000

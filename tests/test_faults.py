@@ -45,7 +45,7 @@ def trip(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Trip:
         [PROMPT], resolve(str(tiny)), picture, steps=2, size=(64, 64), binning=False, dtype="fp32"
     )
     trip = Trip(made)
-    for stage in trip.by_stage():
+    for stage in trip.tasks.by_stage():
         carry_stage(stage, [trip], carry_out, ignore)
     assert len(trip.made) == 3
     return trip
@@ -54,7 +54,10 @@ def trip(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Trip:
 @pytest.mark.parametrize("stage", ["encode", "denoise", "decode"])
 def test_a_refused_allocation(stage: str, trip: Trip, monkeypatch: pytest.MonkeyPatch) -> None:
     """It recovers with the same result, or exits with the code; no artifact is lost."""
-    output, inputs = Path(trip.by_stage()[stage].output), [Path(t.output) for t in trip.tasks]
+    output, inputs = (
+        Path(trip.tasks.by_stage()[stage].output),
+        [Path(t.output) for t in trip.tasks.by_stage().values()],
+    )
     before = {path: path.read_bytes() for path in inputs}
     expected = _result(output)
     recovered = 0
@@ -109,7 +112,7 @@ def repeat(cycles: int, work: Callable[[], object]) -> None:
     ids=lambda value: value if isinstance(value, str) else next(iter(value.values())),
 )
 def test_fifty_cycles_leave_nothing(stage: str, way: dict[str, str], trip: Trip) -> None:
-    task = {**to_json(trip.by_stage()[stage]), **way}
+    task = {**to_json(trip.tasks.by_stage()[stage]), **way}
     told: list[bool] = []
 
     def cycle() -> None:

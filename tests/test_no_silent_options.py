@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 import lowvram
@@ -35,6 +36,16 @@ def test_a_negative_prompt_without_guidance_is_refused(tiny: Path, tmp_path: Pat
     assert resolve_run("a cat", model, picture, negative_prompt="blurry", guidance_scale=1.5)
 
 
+def test_a_refiner_refuses_a_negative_prompt_without_guidance(
+    tiny_refiner: Path, tmp_path: Path
+) -> None:
+    Image.new("RGB", (64, 64)).save(tmp_path / "x.png")
+    asked: dict[str, Any] = {"negative_prompt": "blue", "in_process": True}
+    with pytest.raises(errors.RequestError, match=r"--negative has no effect with --guidance 1,"):
+        lowvram.refine(tmp_path / "x.png", "a", str(tiny_refiner), guidance_scale=1, **asked)
+    assert [path.name for path in tmp_path.iterdir()] == ["x.png"]
+
+
 def test_a_negative_prompt_that_denoise_cannot_use_is_said(
     tiny: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -52,7 +63,7 @@ def test_the_encoder_does_not_follow_a_dtype_that_it_overflows_in(
     tiny: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     tasks = resolve_run("a cat", resolve(str(tiny)), tmp_path / "x.png", dtype="fp16")
-    assert [task.dtype for task in tasks] == ["auto", "fp16", "fp16"]
+    assert [task.dtype for task in tasks.by_stage().values()] == ["auto", "fp16", "fp16"]
     assert "the text encoder overflows in fp16" in caplog.text
 
 

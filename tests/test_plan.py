@@ -60,7 +60,7 @@ def test_two_blocks_tell_of_all(family: Any, true_sizes: Path) -> None:
 def rows(model: Path, every: bool = True, **arguments: Any) -> list[planning.Row]:
     arguments = {"device": "cpu", **arguments}
     tasks = resolve_run([PROMPT], resolve(str(model)), Path("x.png"), **arguments)
-    return planning.plan(*tasks, CUDA, every)
+    return planning.plan(tasks, CUDA, every)
 
 
 def test_a_plan_for_a_card_that_is_not_here(true_sizes: Path) -> None:

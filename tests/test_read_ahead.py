@@ -28,7 +28,7 @@ SIZE = 3 << 20  # bytes: three chunks
 def tasks_of(model: Path | str, **options: Any) -> dict[str, dict[str, Any]]:
     """A run's tasks by stage, as they are sent to its process."""
     tasks = resolve_run("a cat", resolve(str(model)), Path("x.png"), **options)
-    return dict(zip(("encode", "denoise", "decode"), map(to_json, tasks), strict=True))
+    return {stage: to_json(task) for stage, task in tasks.by_stage().items()}
 
 
 def test_each_stage_reads_its_own_component(tiny: Path) -> None:

@@ -25,7 +25,6 @@ from lowvram.cli import exit_code
 from lowvram.families.sdxl_refiner import FAMILY
 from lowvram.pixels.png import read_record
 from lowvram.repository import resolve
-from lowvram.run import new_path
 from lowvram.weights.layout import find_blocks
 from scripts.make_checkpoint import build
 
@@ -232,6 +231,19 @@ def test_a_run_with_a_refiner(
         assert not np.array_equal(levels_of(Path(image["path"])), plain)
 
 
+def test_what_is_said_of_a_size_is_said_once(
+    tiny_refiner: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A run with a refiner is resolved once, with its picture to start from."""
+    lowvram.run(
+        "a red circle", "demo", tmp_path / "x.png", steps=3, size=(160, 160), binning=False,
+        device="cpu", in_process=True, refine=True, refiner=str(tiny_refiner), refine_strength=0.1,
+        image=noise(tmp_path / "y.png", 64, 64),
+    )  # fmt: skip
+    said = [each.message for each in caplog.records if "160x160 is more" in each.message]
+    assert len(said) == len(set(said)) == 1
+
+
 def test_a_callback_hears_the_run_and_not_its_refiner(tiny_refiner: Path, tmp_path: Path) -> None:
     heard: list[int] = []
     lowvram.run(
@@ -328,11 +340,6 @@ def test_the_strength_after_a_run_goes_by_its_own_name(
     assert exit_code([*command, "--refine-strength", strength]) == errors.RequestError.exit_code
     said = f"--refine-strength {strength} is out of range: 0.02 to 1"
     assert said in capsys.readouterr().err
-
-
-def test_a_new_name_leaves_what_a_failed_refiner_has_left(tmp_path: Path) -> None:
-    (tmp_path / "a-cat-unrefined-0.png").touch()
-    assert new_path(["a cat"], ".png", tmp_path) == tmp_path / "a-cat-2.png"
 
 
 def test_pixart_has_no_aesthetic_score(tmp_path: Path) -> None:

@@ -2,7 +2,11 @@
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +14,8 @@ from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
 import lowvram
-from lowvram import artifacts, contents, errors, files, prepared, repository
+from lowvram import artifacts, contents, errors, files, prepared, prepared_folders, repository
+from lowvram.manifest import MANIFEST, read_manifest
 from lowvram.repository import Model, resolve
 from lowvram.stages.prepare import prepare
 from scripts.make_checkpoint import make_checkpoint
@@ -83,6 +88,52 @@ def test_files_that_are_cut_otherwise_become_one(
     assert "is the same as that of" in caplog.text
     assert prepared.find(second, *asked) == prepared.find(first, *asked) is not None
     assert [each.state for each in prepared.list_prepared() if "text" in each.name] == ["ready"]
+
+
+def test_what_another_process_works_on_is_left_alone(tiny: Path, alpha: Path) -> None:
+    joined(alpha)
+    prepare(resolve(str(tiny)))
+    folder = prepared.find(resolve(str(tiny)), *ASKED)
+    assert folder is not None
+    with prepared_folders.locked(folder):
+        prepare(resolve(str(alpha)))
+    assert len(encoders()) == 2
+    assert prepared.find(resolve(str(alpha)), *ASKED) != folder
+
+
+@pytest.mark.parametrize("meanwhile", ["served another", "removed"])
+def test_what_changes_before_its_turn_is_read_again(
+    meanwhile: str, tiny: Path, alpha: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No entry of the manifest is lost, and what is gone does not come back as one file."""
+    joined(alpha)
+    prepare(resolve(str(tiny)))
+    folder = prepared.find(resolve(str(tiny)), *ASKED)
+    assert folder is not None
+    real = prepared.locked
+
+    @contextmanager
+    def late(target: Path, *rest: Any, **options: Any) -> Iterator[None]:
+        if target == folder and meanwhile == "removed":
+            prepared_folders.delete(folder)
+        elif target == folder:
+            made = read_manifest(folder)
+            assert made is not None
+            served = replace(made, contents={**made.contents, "of another": 7})
+            (folder / MANIFEST).write_text(served.to_text())
+        with real(target, *rest, **options):
+            yield
+
+    monkeypatch.setattr(prepared, "locked", late)
+    prepare(resolve(str(alpha)))
+    there = prepared.find(resolve(str(alpha)), *ASKED)
+    assert there is not None and len(encoders()) == 1
+    if meanwhile == "removed":
+        assert there != folder and not folder.exists()
+    else:
+        assert there == folder
+        made = read_manifest(folder)
+        assert made is not None and "of another" in made.contents and len(made.contents) == 3
 
 
 def test_what_differs_in_the_middle_is_not_served(tiny: Path, alpha: Path) -> None:

@@ -10,7 +10,6 @@ from lowvram.request.decode import DECODES
 from lowvram.request.denoise import TRANSFORMER_WEIGHTS
 from lowvram.request.encode import DTYPES, PADDINGS, WEIGHTS
 from lowvram.request.schedulers import SIGMA_SPACINGS, SPACINGS
-from lowvram.request.start import DEFAULT_STRENGTH
 
 Prompts = Annotated[
     list[str], typer.Argument(metavar="PROMPT…", help="What the pictures shall show.")
@@ -221,8 +220,7 @@ StartPicture = Annotated[
 Strength = Annotated[
     float | None,
     typer.Option(
-        "--strength",
-        help=f"How much of a start is made anew, 0 to 1; default: {DEFAULT_STRENGTH}.",
+        "--strength", help="How much of a start is made anew, 0 to 1; default: the model's."
     ),
 ]
 Towards = Annotated[

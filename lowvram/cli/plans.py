@@ -37,7 +37,7 @@ def plan(every: bool, as_json: bool, device: str, **arguments: Any) -> None:
     From the configuration files alone. Takes the arguments of run; with --vram for a CUDA card of
     that budget, whether there is one here or not, unless --device says otherwise.
     """
-    from lowvram.request.run import resolve_image, resolve_run
+    from lowvram.request.run import resolve_run
     from lowvram.swaps import resolve_with
     from lowvram.terminal import quiet_environment
 
@@ -51,18 +51,17 @@ def plan(every: bool, as_json: bool, device: str, **arguments: Any) -> None:
     nowhere = Path(gettempdir(), "x.png")  # nothing is written, and this can be everywhere
     options: Any = for_run({**arguments, "device": device})
     tasks = resolve_run(prompts, model, nowhere, **options)
-    image = resolve_image(model, nowhere, options)
     from lowvram.stages import plan as planning  # imports torch
 
-    if tasks[1].asks_the_scheduler:
+    if tasks.denoise.asks_the_scheduler:
         from lowvram.stages.denoise import check_each
 
         refused: list[Any] = []  # here as it would be in the run
-        check_each([tasks[1]], lambda _, outcome: refused.append(outcome))
+        check_each([tasks.denoise], lambda _, outcome: refused.append(outcome))
         if refused:
             raise refused[0]
-    there = planning.device_to_plan_for(device, tasks[0].vram)
-    rows = planning.plan(*tasks, there, every, image)
+    there = planning.device_to_plan_for(device, tasks.encode.vram)
+    rows = planning.plan(tasks, there, every)
     if arguments["refine"]:
         from lowvram.request.refine import refining_of_run
 

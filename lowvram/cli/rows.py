@@ -9,7 +9,7 @@ import io
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import UnionType
@@ -121,6 +121,7 @@ def to_listed(
     try:
         if isinstance(line.fields, LowvramError):
             raise line.fields
+        _check_once(line.fields)
         fields = {_plain(name): value for name, value in line.fields.items()}
         own = {name: fields.pop(name) for name in _OWN if fields.get(name) not in (None, "")}
         fields = {name: value for name, value in fields.items() if name not in _OWN}
@@ -132,6 +133,22 @@ def to_listed(
         )
     except LowvramError as error:
         return Listed(error, line.number)
+
+
+def _check_once(names: Iterable[str]) -> None:
+    """Refuse a field that a row says twice, also where it is spelt in two ways."""
+    seen: dict[str, str] = {}
+    for name in names:
+        if (plain := _plain(name)) in seen:
+            both = "" if seen[plain] == name else f", as {seen[plain]!r} too"
+            raise RequestError(f"a row says {name!r} twice{both}: say it once")
+        seen[plain] = name
+
+
+def _object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """What a JSON object says, each name once."""
+    _check_once([name for name, _ in pairs])
+    return dict(pairs)
 
 
 def _read(name: str) -> str:
@@ -169,9 +186,9 @@ def _csv_lines(name: str, text: str, known: Mapping[str, Field]) -> Iterator[Lin
     counts = {
         mark: len(set(map(_plain, header.split(mark))) & {*_OWN, *known}) for mark in _DELIMITERS
     }
-    reader = csv.reader(
-        io.StringIO(text, newline=""), delimiter=max(_DELIMITERS, key=lambda mark: counts[mark])
-    )
+    mark = max(_DELIMITERS, key=lambda mark: counts[mark])
+    # Strict, or a quote that is never closed would take the rest of the list for one cell.
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=mark, strict=True)
     number = 1
     titles: list[str] = []
     for cells in _rows(name, reader):
@@ -189,10 +206,16 @@ def _csv_lines(name: str, text: str, known: Mapping[str, Field]) -> Iterator[Lin
 
 
 def _rows(name: str, reader: Any) -> Iterator[list[str]]:
+    begins = 1
     try:
-        yield from reader
+        for cells in reader:
+            yield cells
+            begins = reader.line_num + 1
     except csv.Error as error:
-        raise RequestError(f"--prompts {name}, line {reader.line_num}: {error}") from None
+        raise RequestError(
+            f"--prompts {name}, line {begins}: {error}: close each quote, and write a "
+            'quote inside of quotes twice ("")'
+        ) from None
 
 
 def _check_titles(name: str, titles: Sequence[str], known: Mapping[str, Field]) -> None:
@@ -210,7 +233,10 @@ def _json_lines(text: str) -> Iterator[Line]:
         if not line.strip():
             continue
         try:
-            value = json.loads(line)
+            value = json.loads(line, object_pairs_hook=_object)
+        except RequestError as error:
+            yield Line(number, error)
+            continue
         except (ValueError, RecursionError):
             yield Line(number, RequestError(f"{line.strip()[:40]!r} is not JSON: an object a line"))
             continue

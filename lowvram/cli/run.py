@@ -1,5 +1,6 @@
 """The command that makes pictures of prompts, or of a list with rows of their own."""
 
+import inspect
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -58,37 +59,12 @@ from lowvram.cli.options import (
     Weighting,
 )
 from lowvram.cli.output import print_run, showing_progress
-from lowvram.cli.words import to_options
+from lowvram.cli.words import option_name, to_options
 from lowvram.errors import RequestError
 from lowvram.repository import DEFAULT_MODEL
 from lowvram.request.denoise import TRANSFORMER_WEIGHTS
 from lowvram.request.encode import WEIGHTS
 from lowvram.request.refine import DEFAULT_REFINER
-
-# What says how a list as a whole is carried out: no row may set it.
-OF_THE_LIST = (
-    "model",
-    "output",
-    "encoder_weights",
-    "transformer_weights",
-    "pixels",
-    "vram",
-    "stage_budget",
-    "dtype",
-    "device",
-    "batch_size",
-    "cache",
-    "revision",
-    "transformer",
-    "vae",
-    "text_encoder",
-    "in_process",
-    "as_json",
-    "prompts_file",
-    "refine",
-    "refine_strength",
-    "refiner",
-)
 
 # What `run` takes beside its options: what it makes, of which model, and how it is told.
 _BESIDE = (
@@ -208,6 +184,15 @@ def for_run(given: Mapping[str, Any]) -> dict[str, Any]:
     return to_options(given, _BESIDE)
 
 
+def of_the_list() -> tuple[str, ...]:
+    """The parameters that are one for a list as a whole: no row may set them."""
+    from lowvram.rows import REFINING, SHARED
+
+    options = SHARED + REFINING
+    names = inspect.signature(run).parameters
+    return tuple(name for name in names if name in _BESIDE or option_name(name) in options)
+
+
 def _run_list(given: dict[str, Any]) -> None:
     """`run --prompts`: one picture or more for each row."""
     from lowvram.batch import run_listed
@@ -217,7 +202,7 @@ def _run_list(given: dict[str, Any]) -> None:
     if given["prompts"]:
         raise RequestError("PROMPT and --prompts exclude each other: put all into the list")
     name = given["prompts_file"]
-    known = fields_of(run, OF_THE_LIST)
+    known = fields_of(run, of_the_list())
     listed = [to_listed(line, known, given, for_run) for line in read_lines(name, known)]
     shared = {k: v for k, v in for_run(given).items() if k in SHARED + REFINING}
     with showing_progress(loads_here=given["in_process"]) as on_progress:

@@ -1,5 +1,6 @@
 """The three stages as commands, each alone."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -85,13 +86,14 @@ def encode(
     """
     options = to_options(locals(), but=("prompts", "model", "output", "as_json"))
     from lowvram import api
-    from lowvram.run import new_path
+    from lowvram.names import new_path
 
-    with showing_progress() as on_progress:
+    named = nullcontext(output) if output else new_path(prompts, ".embeds.safetensors")
+    with named as path, showing_progress() as on_progress:
         result = api.encode(
             prompts,
             model,
-            output=output or new_path(prompts, ".embeds.safetensors"),
+            output=path,
             step_down=True,
             on_progress=on_progress,
             **options,

@@ -25,13 +25,18 @@ def to_options(given: Mapping[str, Any], but: tuple[str, ...] = ()) -> dict[str,
         RequestError: a text cannot be read.
     """
     options = {
-        _NAMES.get(name, name): _READ[name](value) if name in _READ else value
+        option_name(name): _READ[name](value) if name in _READ else value
         for name, value in given.items()
         if name not in (*but, "karras")
     }
     if "karras" in given:
         options["sigma_spacing"] = parse_sigma_spacing(given["sigma_spacing"], given["karras"])
     return options
+
+
+def option_name(parameter: str) -> str:
+    """The name in Python of what a command calls so."""
+    return _NAMES.get(parameter, parameter)
 
 
 def parse_size(text: str | None) -> Size | None:

@@ -29,7 +29,8 @@ from lowvram.errors import LowvramError, RequestError, StorageError
 from lowvram.memory.report_files import to_text
 from lowvram.progress import OnProgress, Progress, ignore
 from lowvram.repository import Model
-from lowvram.request.run import RunOptions, Tasks, resolve_run
+from lowvram.request.run import RunOptions, resolve_run
+from lowvram.request.tasks import Tasks
 from lowvram.swaps import resolve_with
 
 # Of a run's options: what compare has no place for.
@@ -183,8 +184,7 @@ def _carry_stages(
     def told(progress: Progress) -> None:
         on_progress(replace(progress, doing=f"{way.name}: {progress.doing}"))
 
-    encode, denoise, decode = tasks
-    carrier.check(denoise)
+    carrier.check(tasks.denoise)
     done: dict[str, Done] = {}
 
     def do(stage: str, task: Any) -> str:
@@ -192,9 +192,9 @@ def _carry_stages(
         return str(done[stage].paths[0])
 
     try:
-        embeds = do("encode", encode)
-        latents = do("denoise", replace(denoise, embeds=embeds))
-        do("decode", replace(decode, latents=latents))
+        embeds = do("encode", tasks.encode)
+        latents = do("denoise", replace(tasks.denoise, embeds=embeds))
+        do("decode", replace(tasks.decode, latents=latents))
     except LowvramError as error:
         if way.name != REFERENCE:
             raise

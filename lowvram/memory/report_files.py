@@ -71,9 +71,12 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def to_text(document: Mapping[str, Any]) -> str:
-    """A report's JSON for a file: indented, but with short lists on one line each."""
+    """A report's JSON for a file: indented, but with short lists on one line each.
+
+    A lone surrogate, which UTF-8 has no bytes for, is written as JSON's escape.
+    """
     text = json.dumps(document, indent=2, ensure_ascii=False)
-    return _SHORT_LIST.sub(_on_one_line, text) + "\n"
+    return _SHORT_LIST.sub(_on_one_line, text).encode(errors="backslashreplace").decode() + "\n"
 
 
 def _on_one_line(found: re.Match[str]) -> str:

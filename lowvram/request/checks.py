@@ -22,13 +22,20 @@ def check_writable(path: Path) -> None:
     """Find out before minutes of work that a file cannot be written.
 
     Raises:
-        StorageError: it is a folder, or its folder cannot be made or written.
+        StorageError: it is a folder, its folder cannot be made or written, or a name is too long.
     """
-    if path.is_dir():
-        raise StorageError(f"{path} is a folder: name a file with -o")
     folder = path.parent
-    while not folder.exists():
-        folder = folder.parent
+    try:
+        if path.is_dir():
+            raise StorageError(f"{path} is a folder: name a file with -o")
+        while not folder.exists():
+            folder = folder.parent
+        for part in path.relative_to(folder).parts:  # a system asked for the whole path may stop
+            (folder / part).exists()  # at the first folder that is missing
+    except OSError as error:
+        raise StorageError(
+            f"{path} cannot be written ({error.strerror}): name another with -o"
+        ) from None
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         raise StorageError(f"{folder} cannot be written to: choose another place with -o")
 

@@ -1,6 +1,7 @@
 """What was asked of the denoise stage."""
 
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,11 +10,10 @@ from typing import Any, TypedDict
 from lowvram.errors import ModelError, RequestError
 from lowvram.families.family import Family, Size
 from lowvram.repository import Model
-from lowvram.request.between import check_between
+from lowvram.request.between import seeds_and_places
 from lowvram.request.checks import artifact, budget, in_range, one_of
 from lowvram.request.encode import DTYPES
 from lowvram.request.schedulers import SIGMA_SPACINGS, SPACINGS, check_steps, scheduler_name
-from lowvram.request.seeds import seeds_of_pictures
 from lowvram.request.start import (
     SavedLatents,
     check_pictures,
@@ -190,10 +190,9 @@ def resolve_denoise(
     Raises:
         RequestError: names the value and the way out.
     """
-    places = check_between(seed, images_per_prompt, towards, at, latents)
-    if places and not isinstance(seed, Sequence):
-        seed = [seed] * len(places)
-    seeds, images = seeds_of_pictures(seed, images_per_prompt, prompts)
+    seeds, images, places = seeds_and_places(
+        seed, images_per_prompt, prompts, towards=towards, at=at, latents=latents
+    )
     if model.timesteps and steps is None and timesteps is None and sigmas is None:
         timesteps = model.timesteps
     check_steps(steps, timesteps, sigmas, eta, spacing, sigma_spacing)
@@ -216,7 +215,7 @@ def resolve_denoise(
     chosen_guidance = model.guidance_scale if guidance_scale is None else guidance_scale
     if not 0 <= chosen_guidance <= 100:  # NaN fails this too
         raise RequestError(f"--guidance {guidance_scale} is out of range: 0 to 100")
-    if latents is not None and not Path(latents).is_file():
+    if latents is not None and not os.path.isfile(latents):
         raise RequestError(f"starting latents {latents} do not exist: check --latents")
     return DenoiseTask(
         model=model.record(),

@@ -1,5 +1,6 @@
 """What was asked of the encode stage."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -158,5 +159,5 @@ def _check_given(embeds: str | Path, idle: list[str]) -> None:
     """Refuse options that say how to encode where nothing is encoded."""
     if idle:
         raise RequestError(f"{idle[0]} has no effect with --embeds: leave one of them out")
-    if not Path(embeds).is_file():
+    if not os.path.isfile(embeds):
         raise RequestError(f"--embeds {embeds} does not exist: check its name")

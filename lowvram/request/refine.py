@@ -11,16 +11,16 @@ from lowvram import artifacts
 from lowvram.errors import RequestError
 from lowvram.families.family import Size
 from lowvram.repository import Model, resolve
-from lowvram.request.decode import DecodeTask, picture_paths, resolve_decode
-from lowvram.request.denoise import DenoiseTask, resolve_denoise
-from lowvram.request.encode import EncodeTask, resolve_encode
-from lowvram.request.encode_image import EncodeImageTask, resolve_encode_image
+from lowvram.request.decode import picture_paths, resolve_decode
+from lowvram.request.denoise import resolve_denoise
+from lowvram.request.encode import resolve_encode
+from lowvram.request.encode_image import resolve_encode_image
+from lowvram.request.negatives import check_negatives
 from lowvram.request.start import SavedLatents
+from lowvram.request.tasks import Tasks
 
 DEFAULT_REFINER = "sdxl-refiner"
 START_SUFFIX = ".start.latents.safetensors"
-
-Refining = tuple[EncodeTask, EncodeImageTask, DenoiseTask, DecodeTask]
 
 
 class RefineOptions(TypedDict, total=False):
@@ -65,7 +65,7 @@ def resolve_refine(
     batch_size: int = 1,
     vram: int | None = None,
     stage_budget: int | None = None,
-) -> Refining:
+) -> Tasks:
     """Check what was asked, for all four stages.
 
     Args:
@@ -102,36 +102,34 @@ def resolve_refine(
         dtype=vae_dtype, there=size is None, **shared,
     )  # fmt: skip
     begun = SavedLatents(str(start), Size(*image.requested), Size(*image.rendered), len(paths))
-    return (
-        resolve_encode(
-            texts, model, embeds, negative_prompt=negative_prompt, weights=encoder_weights,
-            dtype=dtype, **shared,
-        ),
-        image,
-        resolve_denoise(
-            embeds, model, latents, prompts=len(texts), seed=seeds, images_per_prompt=1,
-            start=begun, strength=strength, steps=steps, guidance_scale=guidance_scale,
-            aesthetic_scores=aesthetic_scores, weights=transformer_weights, dtype=dtype,
-            batch_size=batch_size, **shared,
-        ),
+    asked = resolve_encode(
+        texts, model, embeds, negative_prompt=negative_prompt, weights=encoder_weights,
+        dtype=dtype, **shared,
+    )  # fmt: skip
+    denoise = resolve_denoise(
+        embeds, model, latents, prompts=len(texts), seed=seeds, images_per_prompt=1,
+        start=begun, strength=strength, steps=steps, guidance_scale=guidance_scale,
+        aesthetic_scores=aesthetic_scores, weights=transformer_weights, dtype=dtype,
+        batch_size=batch_size, **shared,
+    )  # fmt: skip
+    check_negatives(asked, denoise)
+    return Tasks(
+        asked,
+        denoise,
         resolve_decode(
             latents, model, output, decode=decode, dtype=vae_dtype, batch_size=batch_size, **shared
         ),
-    )  # fmt: skip
+        image,
+    )
 
 
-def refining_of_run(
-    tasks: "tuple[EncodeTask, DenoiseTask, DecodeTask]",
-    output: Path,
-    strength: float | None,
-    refiner: str,
-) -> Refining:
+def refining_of_run(tasks: Tasks, output: Path, strength: float | None, refiner: str) -> Tasks:
     """The refiner's stages after a run: its pictures, its prompts and seeds, its budget.
 
     Args:
         output: x.png, for the refined ones.
     """
-    encode, denoise, decode = tasks
+    encode, denoise, decode = tasks.encode, tasks.denoise, tasks.decode
     images, model = denoise.images_per_prompt, resolve(refiner)
     if strength is not None and model.get_family().needs_start:
         least = -(-1000 // model.steps) / 1000

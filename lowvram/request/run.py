@@ -10,19 +10,19 @@ from lowvram import artifacts
 from lowvram.errors import RequestError
 from lowvram.families.family import Size
 from lowvram.repository import Model
-from lowvram.request.decode import DecodeOptions, DecodeTask, resolve_decode
-from lowvram.request.denoise import DenoiseOptions, DenoiseTask, resolve_denoise
-from lowvram.request.encode import EncodeOptions, EncodeTask, resolve_encode
+from lowvram.request.decode import DecodeOptions, resolve_decode
+from lowvram.request.denoise import DenoiseOptions, resolve_denoise
+from lowvram.request.encode import EncodeOptions, resolve_encode
 from lowvram.request.encode_image import (
     ENCODES,
     EncodeImageOptions,
     EncodeImageTask,
     resolve_encode_image,
 )
+from lowvram.request.negatives import check_negatives
 from lowvram.request.refine import DEFAULT_REFINER
 from lowvram.request.start import SavedLatents
-
-Tasks = tuple[EncodeTask, DenoiseTask, DecodeTask]
+from lowvram.request.tasks import Tasks
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ class RunOptions(TypedDict, total=False):
     """What may be asked for; see `resolve_encode`, `resolve_denoise` and `resolve_decode`.
 
     Two of them go by another name here: `weights` of encode and of denoise. For what stands before
-    and after, see `resolve_image` and `request.refine`.
+    and after, see `resolve_encode_image` and `request.refine`.
     """
 
     encoder_weights: str
@@ -86,8 +86,8 @@ class RunOptions(TypedDict, total=False):
 def resolve_run(
     prompts: str | Sequence[str], model: Model, picture: Path, **options: Unpack[RunOptions]
 ) -> Tasks:
-    """Check what was asked of the three stages. Of encode-image before them: `resolve_image`; of a
-    refiner after them: `request.refine`.
+    """Check what was asked of the three stages, and of encode-image before them. Of a refiner after
+    them: `request.refine`.
 
     Args:
         picture: x.png; the files in between lie beside it.
@@ -106,54 +106,21 @@ def resolve_run(
     if encode.get("dtype") == model.get_family().component("text_encoder").overflows_in:
         log.info("the text encoder overflows in %s: it computes in its own dtype", encode["dtype"])
         encode["dtype"] = "auto"
-    image = resolve_image(model, picture, options)
+    image = _image(model, picture, options)
     if image is not None:
         sizes = Size(*image.requested), Size(*image.rendered)
         denoise |= {"size": None, "start": SavedLatents(image.output, *sizes, 1)}
-    tasks = (
+    tasks = Tasks(
         resolve_encode(texts, model, embeds, **encode),
         resolve_denoise(embeds, model, latents, prompts=len(texts), **denoise),
         resolve_decode(latents, model, picture, **_of(DecodeOptions, options)),
+        image,
     )
-    _check_together(tasks)
+    check_negatives(tasks.encode, tasks.denoise)
     return tasks
 
 
-def _check_together(tasks: Tasks) -> None:
-    """What one stage is asked for and another makes void.
-
-    Raises:
-        RequestError: a negative prompt without guidance; guidance without negative embeddings.
-    """
-    scale = tasks[1].guidance_scale
-    given = tasks[0].embeds
-    if scale > 1 and given and not _has_negative(given):
-        raise RequestError(
-            f"--embeds {given} has no negative_prompt_embeds, which guidance needs: "
-            "use --guidance 1, or give them too"
-        )
-    if scale <= 1 and any(text.strip() for text in tasks[0].negative_prompts):
-        raise RequestError(
-            f"--negative has no effect with --guidance {scale:g}, which turns guidance off: "
-            "leave it out, or use a guidance above 1"
-        )
-
-
-def _has_negative(embeds: str) -> bool:
-    """Whether a file has embeddings of negative prompts. The stage refuses one that has none."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(embeds, framework="numpy") as file:
-            names = set(file.keys())
-    except (OSError, SafetensorError):
-        return True
-    return "prompt_embeds" not in names or "negative_prompt_embeds" in names
-
-
-def resolve_image(
-    model: Model, picture: Path, options: Mapping[str, Any]
-) -> EncodeImageTask | None:
+def _image(model: Model, picture: Path, options: Mapping[str, Any]) -> EncodeImageTask | None:
     """Check what was asked of encode-image; None where a run has no image.
 
     Args:

@@ -9,8 +9,6 @@ from lowvram.errors import ArtifactError, RequestError
 from lowvram.families.family import Size, scaling_factor
 from lowvram.repository import Model
 
-DEFAULT_STRENGTH = 0.6
-
 
 @dataclass(frozen=True)
 class SavedLatents:
@@ -84,28 +82,26 @@ def check_pictures(start: SavedLatents, picture: int | None, pictures: int) -> i
     return 0 if start.pictures == 1 else -1
 
 
-def check_strength(strength: float | None, steps: int) -> float:
+def check_strength(strength: float, steps: int) -> float:
     """How much of the way is done again.
 
     Args:
-        strength: None for the default.
         steps: of the whole way.
 
     Raises:
         RequestError: out of range, or so small that no step would be done.
     """
-    chosen = DEFAULT_STRENGTH if strength is None else strength
-    if not 0 < chosen <= 1:  # NaN fails this too
+    if not 0 < strength <= 1:  # NaN fails this too
         raise RequestError(f"--strength {strength} is out of range: more than 0, up to 1")
-    if steps_done(steps, chosen) < 1:
-        needed = next((n for n in range(steps, 1001) if steps_done(n, chosen)), 0)
+    if steps_done(steps, strength) < 1:
+        needed = next((n for n in range(steps, 1001) if steps_done(n, strength)), 0)
         more = f"use --steps {needed}, or " if needed else "use "
         least = -(-1000 // steps) / 1000
         raise RequestError(
-            f"--strength {chosen:g} of {steps} steps is less than one step: "
+            f"--strength {strength:g} of {steps} steps is less than one step: "
             f"{more}--strength {least:g}"
         )
-    return float(chosen)
+    return float(strength)
 
 
 def steps_done(steps: int, strength: float) -> int:

@@ -1,7 +1,7 @@
 """The tasks of all stages, and how they travel between processes."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any, TypeVar
 
 from lowvram.artifacts import canonical_json
@@ -12,6 +12,25 @@ from lowvram.request.encode_image import EncodeImageTask
 
 AnyTask = EncodeTask | EncodeImageTask | DenoiseTask | DecodeTask
 Task = TypeVar("Task", bound=AnyTask)
+
+
+@dataclass(frozen=True)
+class Tasks:
+    """What was asked of the stages of one run, a refiner's too.
+
+    Attributes:
+        image: of encode-image, which comes first where a picture is started from.
+    """
+
+    encode: EncodeTask
+    denoise: DenoiseTask
+    decode: DecodeTask
+    image: EncodeImageTask | None = None
+
+    def by_stage(self) -> dict[str, AnyTask]:
+        """By the names of the stages, in order."""
+        first: dict[str, AnyTask] = {} if self.image is None else {"encode-image": self.image}
+        return first | {"encode": self.encode, "denoise": self.denoise, "decode": self.decode}
 
 
 def to_json(task: AnyTask) -> dict[str, Any]:

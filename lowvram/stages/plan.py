@@ -19,12 +19,9 @@ from lowvram.memory.plan import Choice, Option, Room, choose
 from lowvram.memory.predict import trace
 from lowvram.memory.rates import Rates
 from lowvram.repository import Model
-from lowvram.request.decode import DecodeTask
-from lowvram.request.denoise import DenoiseTask
 from lowvram.request.encode import EncodeTask
 from lowvram.request.encode_image import EncodeImageTask
-from lowvram.request.refine import Refining
-from lowvram.request.tasks import alike
+from lowvram.request.tasks import Tasks, alike
 from lowvram.stages.decision import rates_of
 from lowvram.stages.given import read_given
 from lowvram.stages.groups import computed_alike
@@ -70,18 +67,10 @@ class _Stage:
     options: Iterable[Option[Any]]
 
 
-def plan(
-    encode: EncodeTask,
-    denoise: DenoiseTask,
-    decode: DecodeTask,
-    device: torch.device,
-    every: bool = False,
-    image: EncodeImageTask | None = None,
-) -> list[Row]:
+def plan(tasks: Tasks, device: torch.device, every: bool = False) -> list[Row]:
     """The way that each stage would take.
 
     Args:
-        image: of encode-image, where pictures are started from.
         device: to plan for; need not be there.
         every: list the others too.
 
@@ -89,7 +78,7 @@ def plan(
         RequestError: a stage cannot keep within its budget, and not every way is wanted.
     """
     rates, rows = rates_of(device), []
-    for stage in _stages(encode, denoise, decode, device, rates, every, image):
+    for stage in _stages(tasks, device, rates, every):
         options = list(stage.options) if every else stage.options
         choice: Choice[Any] | None = None
         considered = (each for each in options if each.is_allowed(stage.asked))
@@ -114,10 +103,9 @@ def plan(
     return rows
 
 
-def plan_refining(tasks: Refining, device: torch.device, every: bool = False) -> list[Row]:
+def plan_refining(tasks: Tasks, device: torch.device, every: bool = False) -> list[Row]:
     """The same of a refiner's stages, named so."""
-    encode, image, denoise, decode = tasks
-    rows = plan(encode, denoise, decode, device, every, image)
+    rows = plan(tasks, device, every)
     return [replace(row, stage=f"refine: {row.stage}") for row in rows]
 
 
@@ -147,7 +135,7 @@ def check_budgets(rows: Sequence[Mapping[str, Any]], on_outcome: OnOutcome) -> N
         denoise = replace(row["denoise"], seeds=seeds)
         device, image = choose_device(encode.device), row.get("encode-image")
         try:
-            plan(encode, denoise, row["decode"], device, image=image)
+            plan(Tasks(encode, denoise, row["decode"], image), device)
         except RequestError as error:
             for index in group:
                 outcomes.settle(index, RequestError(str(error)))
@@ -180,17 +168,10 @@ def device_to_plan_for(name: str, vram: int) -> torch.device:
     return torch.device("cuda") if name == "auto" and device.type == "cpu" and vram else device
 
 
-def _stages(
-    encode: EncodeTask,
-    denoise: DenoiseTask,
-    decode: DecodeTask,
-    device: torch.device,
-    rates: Rates,
-    every: bool,
-    image: EncodeImageTask | None,
-) -> Iterable[_Stage]:
-    if image is not None:
-        yield _encode_image(image, device, rates, every)
+def _stages(tasks: Tasks, device: torch.device, rates: Rates, every: bool) -> Iterable[_Stage]:
+    encode, denoise, decode = tasks.encode, tasks.denoise, tasks.decode
+    if tasks.image is not None:
+        yield _encode_image(tasks.image, device, rates, every)
 
     model = Model.from_record(encode.model)
     family = model.get_family()

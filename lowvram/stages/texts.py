@@ -4,6 +4,7 @@ import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
+from unicodedata import category
 
 from lowvram import emphasis
 from lowvram.errors import RequestError
@@ -55,6 +56,7 @@ class _Read:
     record: dict[str, Any]
     text: Text
     weights: tuple[float, ...]
+    says_nothing: bool  # has the tokens of an empty text, or nothing but invisible characters
 
 
 class Reader:
@@ -63,6 +65,7 @@ class Reader:
     def __init__(self, family: Family, tokenizer: Any) -> None:
         self._family = family
         self._tokenizer = tokenizer
+        self._nothing: list[int] = tokenizer("").input_ids
         self._warned: set[str] = set()
 
     def jobs(self, tasks: Iterable[EncodeTask], outcomes: Outcomes) -> Iterator[Job]:
@@ -86,10 +89,11 @@ class Reader:
                 "": self._read(prompt, "prompt", task),
                 "negative_": self._read(negative, "negative prompt", task),
             }
-            if not read[""].record["text"]:
+            if read[""].says_nothing:
+                cleaned = task.clean_caption and not read[""].record["text"]
                 raise RequestError(
-                    f"nothing is left of the prompt “{prompt[:60]}” after cleaning: "
-                    "say it otherwise, or use --no-clean"
+                    f"nothing is left of the prompt {prompt[:60]!r} for the text encoder: "
+                    f"say it otherwise{', or use --no-clean' if cleaned else ''}"
                 )
             items.append(
                 {"prompt": prompt, "negative_prompt": negative}
@@ -111,7 +115,7 @@ class Reader:
         if cut:
             self._warn(
                 f"{said} has {len(ids)} tokens and {task.max_tokens} fit; "
-                f"dropped from its end: “{dropped}”"
+                f"dropped from its end: “{_ends_of(dropped)}”"
             )
         record = {"text": text, "tokens": min(len(ids), task.max_tokens), "dropped": dropped}
         weighted = any(segment.weight != 1 for segment in segments)
@@ -128,7 +132,8 @@ class Reader:
             read = text[: max(end for _, end in made.offset_mapping)]
             of_characters = emphasis.of_characters(segments, read)
             weights = emphasis.of_tokens(of_characters, read, made.offset_mapping)
-        return _Read(record, Text(tuple(made.input_ids), tuple(made.attention_mask), text), weights)
+        read_as = Text(tuple(made.input_ids), tuple(made.attention_mask), text)
+        return _Read(record, read_as, weights, ids == self._nothing or _is_invisible(text))
 
     def _plain(self, text: str, said: str) -> str:
         """Without control tokens, which would be read as such wherever they come from."""
@@ -151,3 +156,12 @@ class Reader:
 def _shortened(text: str) -> str:
     words = " ".join(text.split())
     return words if len(words) <= 50 else f"{words[:49]}…"
+
+
+def _is_invisible(text: str) -> bool:
+    """Whether it is format characters alone, which some tokenizers read as an unknown word."""
+    return all(each.isspace() or category(each) == "Cf" for each in text)
+
+
+def _ends_of(text: str) -> str:
+    return text if len(text) <= 210 else f"{text[:100]} … {text[-100:]}"
