@@ -108,7 +108,7 @@ def within(model: str, gibibytes: int) -> list[dict[str, Any]]:
     """What each stage would do at 1024 px where the process may take so much (`--vram`)."""
     tasks = resolve_run([PROMPT], resolve(model), Path("x.png"), device="cpu", size=(1024, 1024),
                         vram=gibibytes << 30)  # fmt: skip
-    rows = planning.plan(*tasks, torch.device("cuda"))
+    rows = planning.plan(tasks, torch.device("cuda"))
     return [
         {
             "vram_bytes": gibibytes << 30,

@@ -166,11 +166,9 @@ def write_bytes(path: Path, data: bytes) -> None:
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        # Not of the file's own name, beside which there may be no room in a name.
         with tempfile.NamedTemporaryFile(
-            dir=path.parent,
-            prefix=".",
-            suffix=".part",
-            delete=False,  # as short as any name
+            dir=path.parent, prefix=".", suffix=".part", delete=False
         ) as file:
             temporary = file.name
             file.write(data)

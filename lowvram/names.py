@@ -9,23 +9,17 @@ import itertools
 import os
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from lowvram.errors import StorageError
-from lowvram.request.decode import picture_paths
 
 DEFAULT_FOLDER = Path("outputs")
 
 
 @contextmanager
-def new_path(
-    prompts: Sequence[str], suffix: str, folder: Path = DEFAULT_FOLDER, pictures: int = 1
-) -> Iterator[Path]:
+def new_path(prompts: Sequence[str], suffix: str, folder: Path = DEFAULT_FOLDER) -> Iterator[Path]:
     """A path in the folder, named after the first prompt, that is this run's alone.
-
-    Args:
-        pictures: how many get a name made of it.
 
     Raises:
         StorageError: the folder cannot be made or written.
@@ -34,10 +28,8 @@ def new_path(
     with _made(folder):
         for number in itertools.count(1):
             name = words if number == 1 else f"{words}-{number}"
-            names = {name, *(path.name for path in picture_paths(Path(name), pictures))}
-            with ExitStack() as stack:
-                own = all(stack.enter_context(_taken(folder, each)) for each in sorted(names))
-                # Looked at once they are taken: what is not there now, nobody else will put there.
+            with _taken(folder, name) as own:
+                # Looked at once it is taken: what is not there now, nobody else will put there.
                 if own and not _is_used(folder, name):
                     yield folder / f"{name}{suffix}"
                     return

@@ -5,7 +5,7 @@ that what failed can be done again from there. Imports no torch.
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -21,7 +21,6 @@ from lowvram.names import DEFAULT_FOLDER, new_path
 from lowvram.processes import StageProcesses
 from lowvram.progress import OnProgress, ignore
 from lowvram.repository import DEFAULT_MODEL
-from lowvram.request.between import seeds_and_places
 from lowvram.request.run import RunOptions, resolve_run
 from lowvram.stages.dispatch import carry_out
 from lowvram.stages.sampling import Callback, every
@@ -115,7 +114,7 @@ def run(
     here = partial(carry_out, callback=every(callback_steps, callback))
     with ExitStack() as stack:
         texts = [prompts] if isinstance(prompts, str) else list(prompts)
-        picture = stack.enter_context(_picture_path(output, texts, options))
+        picture = stack.enter_context(_picture_path(output, texts))
         processes = None if in_process else stack.enter_context(StageProcesses())
         found = resolve_with(
             model, revision, transformer=transformer, vae=vae, text_encoder=text_encoder
@@ -166,15 +165,11 @@ def write_report(result: RunResult) -> RunResult:
 
 
 def _picture_path(
-    output: str | Path | None, prompts: Sequence[str], options: Mapping[str, Any]
+    output: str | Path | None, prompts: Sequence[str]
 ) -> AbstractContextManager[Path]:
     """Where the picture goes: as named, or a new name made of the prompt, as long as this lasts."""
     if output is not None and Path(output).suffix.lower() == ".png":
         return nullcontext(Path(output))
     if output is not None and Path(output).suffix and not os.path.isdir(output):
         raise RequestError(f"{output} is neither a folder nor ends in .png: pictures are PNG")
-    asked = {name: options.get(name) for name in ("towards", "at", "latents")}
-    images = options.get("images_per_prompt")
-    seeds, _, _ = seeds_and_places(options.get("seed", 0), images, len(prompts), **asked)
-    folder = DEFAULT_FOLDER if output is None else Path(output)
-    return new_path(prompts, ".png", folder, len(seeds))
+    return new_path(prompts, ".png", DEFAULT_FOLDER if output is None else Path(output))

@@ -11,26 +11,18 @@ from lowvram import cli, errors
 from lowvram.names import new_folder, new_path
 
 
-def named(folder: Path, prompt: str, pictures: int = 1) -> str:
+def named(folder: Path, prompt: str) -> str:
     """The name that a run gets which then makes nothing."""
-    with new_path([prompt], ".png", folder, pictures) as path:
+    with new_path([prompt], ".png", folder) as path:
         return path.name
 
 
 def test_runs_at_once_get_names_of_their_own(tmp_path: Path) -> None:
-    """Of numbered pictures too, whichever run comes first."""
     out = tmp_path / "new" / "out"
     with new_path(["a cat"], ".png", out) as path:
         assert path == out / "a-cat.png"
         assert named(out, "a cat") == "a-cat-2.png"
         assert named(out, "a dog") == "a-dog.png"
-    with new_path(["a cat"], ".png", out, 3):
-        assert [named(out, each) for each in ("a cat", "a cat 1")] == [
-            "a-cat-3.png",
-            "a-cat-1-2.png",
-        ]
-    with new_path(["a cat 1"], ".png", out):
-        assert [named(out, "a cat", count) for count in (1, 3)] == ["a-cat.png", "a-cat-2.png"]
     assert list(tmp_path.iterdir()) == []
 
 
@@ -46,13 +38,13 @@ def test_runs_at_once_get_names_of_their_own(tmp_path: Path) -> None:
 )
 def test_what_is_there_is_left_alone(there: str, name: str, tmp_path: Path) -> None:
     (tmp_path / there).touch()
-    assert named(tmp_path, "a cat") == named(tmp_path, "a cat", 2) == name
+    assert named(tmp_path, "a cat") == name
     assert [path.name for path in tmp_path.iterdir()] == [there]
 
 
 @pytest.mark.parametrize("error", [errors.ModelError, KeyboardInterrupt])
 def test_a_run_that_fails_leaves_nothing(error: type[BaseException], tmp_path: Path) -> None:
-    with pytest.raises(error), new_path(["a cat"], ".png", tmp_path / "a" / "b", 2):
+    with pytest.raises(error), new_path(["a cat"], ".png", tmp_path / "a" / "b"):
         raise error
     with pytest.raises(error), new_folder("list", tmp_path / "a"):
         raise error

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lowvram.errors import RequestError
-from lowvram.request.seeds import MAX_SEED, seeds_of_pictures
+from lowvram.request.seeds import MAX_SEED
 
 PLACES = (0.0, 0.25, 0.5, 0.75, 1.0)
 MAX_PLACES = 1000
@@ -51,24 +51,3 @@ def check_between(
     if not 0 <= towards <= MAX_SEED:
         raise RequestError(f"--towards {towards} is out of range: 0 to {MAX_SEED}")
     return places
-
-
-def seeds_and_places(
-    seed: int | Sequence[int],
-    images: int | None,
-    prompts: int,
-    *,
-    towards: int | None,
-    at: Sequence[float] | None,
-    latents: str | Path | None,
-) -> tuple[tuple[int, ...], int, tuple[float, ...]]:
-    """One seed per picture, prompt by prompt; the pictures per prompt; and where between two seeds
-    each of these lies.
-
-    Raises:
-        RequestError: as `check_between` and `seeds_of_pictures`.
-    """
-    places = check_between(seed, images, towards, at, latents)
-    if places and not isinstance(seed, Sequence):
-        seed = [seed] * len(places)
-    return *seeds_of_pictures(seed, images, prompts), places

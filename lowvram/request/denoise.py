@@ -10,10 +10,11 @@ from typing import Any, TypedDict
 from lowvram.errors import ModelError, RequestError
 from lowvram.families.family import Family, Size
 from lowvram.repository import Model
-from lowvram.request.between import seeds_and_places
+from lowvram.request.between import check_between
 from lowvram.request.checks import artifact, budget, in_range, one_of
 from lowvram.request.encode import DTYPES
 from lowvram.request.schedulers import SIGMA_SPACINGS, SPACINGS, check_steps, scheduler_name
+from lowvram.request.seeds import seeds_of_pictures
 from lowvram.request.start import (
     SavedLatents,
     check_pictures,
@@ -190,9 +191,10 @@ def resolve_denoise(
     Raises:
         RequestError: names the value and the way out.
     """
-    seeds, images, places = seeds_and_places(
-        seed, images_per_prompt, prompts, towards=towards, at=at, latents=latents
-    )
+    places = check_between(seed, images_per_prompt, towards, at, latents)
+    if places and not isinstance(seed, Sequence):
+        seed = [seed] * len(places)
+    seeds, images = seeds_of_pictures(seed, images_per_prompt, prompts)
     if model.timesteps and steps is None and timesteps is None and sigmas is None:
         timesteps = model.timesteps
     check_steps(steps, timesteps, sigmas, eta, spacing, sigma_spacing)

@@ -5,8 +5,9 @@ bytes, and one for its end.
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,9 +20,10 @@ from lowvram.memory.plan import Choice, Option, Room, choose
 from lowvram.memory.predict import trace
 from lowvram.memory.rates import Rates
 from lowvram.repository import Model
+from lowvram.request.denoise import DenoiseTask
 from lowvram.request.encode import EncodeTask
 from lowvram.request.encode_image import EncodeImageTask
-from lowvram.request.tasks import Tasks, alike
+from lowvram.request.tasks import AnyTask, Tasks, alike
 from lowvram.stages.decision import rates_of
 from lowvram.stages.given import read_given
 from lowvram.stages.groups import computed_alike
@@ -67,6 +69,41 @@ class _Stage:
     options: Iterable[Option[Any]]
 
 
+@dataclass(frozen=True)
+class _Card:
+    """What stages are planned for.
+
+    Attributes:
+        every: list every way of a stage, not only those that were asked for.
+    """
+
+    device: torch.device
+    rates: Rates
+    every: bool
+
+    def stage(
+        self,
+        name: str,
+        role: str,
+        task: AnyTask,
+        asked: str,
+        ways: Callable[[Model, str, torch.dtype, torch.device, Room], Iterable[Option[Any]]],
+    ) -> _Stage:
+        """A stage that computes with the component of that role."""
+        dtype = self.dtype(role, task)
+        room = find_room(self.device, task.vram, task.stage_budget, self.rates)
+        model = Model.from_record(task.model)
+        options = ways(model, "all" if self.every else asked, dtype, self.device, room)
+        return _Stage(name, dtype, room, asked, options)
+
+    def dtype(self, role: str, task: AnyTask) -> torch.dtype:
+        """That the component of a role computes in."""
+        model = Model.from_record(task.model)
+        upcast = role == "vae" and model.vae_upcasts
+        default = model.get_family().component(role).dtype
+        return choose_dtype(task.dtype, default, self.device, upcast)[0]
+
+
 def plan(tasks: Tasks, device: torch.device, every: bool = False) -> list[Row]:
     """The way that each stage would take.
 
@@ -78,7 +115,7 @@ def plan(tasks: Tasks, device: torch.device, every: bool = False) -> list[Row]:
         RequestError: a stage cannot keep within its budget, and not every way is wanted.
     """
     rates, rows = rates_of(device), []
-    for stage in _stages(tasks, device, rates, every):
+    for stage in _stages(tasks, _Card(device, rates, every)):
         options = list(stage.options) if every else stage.options
         choice: Choice[Any] | None = None
         considered = (each for each in options if each.is_allowed(stage.asked))
@@ -168,73 +205,73 @@ def device_to_plan_for(name: str, vram: int) -> torch.device:
     return torch.device("cuda") if name == "auto" and device.type == "cpu" and vram else device
 
 
-def _stages(tasks: Tasks, device: torch.device, rates: Rates, every: bool) -> Iterable[_Stage]:
-    encode, denoise, decode = tasks.encode, tasks.denoise, tasks.decode
+def _stages(tasks: Tasks, card: _Card) -> Iterable[_Stage]:
+    """Each is listed when the one before has found its way: what is refused, is by the first."""
     if tasks.image is not None:
-        yield _encode_image(tasks.image, device, rates, every)
+        yield _encode_image(tasks.image, card)
+    if not tasks.encode.embeds:  # for which nothing is loaded
+        yield _encode(tasks.encode, card)
+    yield _denoise(tasks, card)
+    yield _decode(tasks, card)
 
-    model = Model.from_record(encode.model)
-    family = model.get_family()
-    dtypes = {}
-    for task, role in ((encode, "text_encoder"), (denoise, "transformer"), (decode, "vae")):
-        upcast = role == "vae" and model.vae_upcasts
-        dtypes[role], _ = choose_dtype(task.dtype, family.component(role).dtype, device, upcast)
 
-    if encode.embeds:  # nothing is loaded
-        text = {name: tensor[0] for name, tensor in read_given(encode).items()}
-    else:
-        texts = {*encode.prompts, *encode.negative_prompts}
-        tokens = max(len(text.encode()) + 1 for text in texts)
-        tokens = encode.max_tokens if encode.padding == "max" else min(tokens, encode.max_tokens)
-        room = find_room(device, encode.vram, encode.stage_budget, rates)
-        wanted = Texts(len(texts), tokens)
-        asked = "all" if every else encode.weights
-        dtype = dtypes["text_encoder"]
-        yield _Stage(
-            "encode",
-            dtype,
-            room,
-            encode.weights,
-            encoder_options(model, asked, dtype, device, room, wanted),
-        )
-        encoder = shapes(model, "text_encoder", dtype)
-        blocks = family.component("text_encoder").blocks
-        made = trace(encoder, encode_once(family, tokens), blocks)
-        text = {name: tensor[0] for name, tensor in made.result.items()}
+def _encode_image(task: EncodeImageTask, card: _Card) -> _Stage:
+    shape = (1, *latent_shape(task, Model.from_record(task.model)))
+    ways = partial(pixels_options, shape=shape, batches=len(task.images), direction="encode")
+    return card.stage("encode-image", "vae", task, task.encode, ways)
 
-    room = find_room(device, denoise.vram, denoise.stage_budget, rates)
-    count = min(denoise.batch_size, len(denoise.seeds))
-    shape = (count, *latent_shape(denoise, model))
-    number = len(begin(denoise, scheduler_maker(denoise, model)("cpu")))
-    batches = -(-len(denoise.seeds) // count)
-    beside = family.picture_conditions(Size(*denoise.rendered), denoise.aesthetic_scores)
-    steps = Steps(shape, text | beside[0], denoise.guidance_scale > 1, number * batches)
-    asked = "all" if every else denoise.weights
-    dtype = dtypes["transformer"]
-    yield _Stage(
-        "denoise",
-        dtype,
-        room,
-        denoise.weights,
-        transformer_options(model, asked, dtype, device, room, steps),
+
+def _encode(task: EncodeTask, card: _Card) -> _Stage:
+    ways = partial(encoder_options, texts=_texts(task))
+    return card.stage("encode", "text_encoder", task, task.weights, ways)
+
+
+def _denoise(tasks: Tasks, card: _Card) -> _Stage:
+    task = tasks.denoise
+    model = Model.from_record(task.model)
+    beside, _ = model.get_family().picture_conditions(Size(*task.rendered), task.aesthetic_scores)
+    number = len(begin(task, scheduler_maker(task, model)("cpu")))
+    count, batches = _batches(task.batch_size, task)
+    steps = Steps(
+        (count, *latent_shape(task, model)),
+        _encoded(tasks.encode, card) | beside,
+        task.guidance_scale > 1,
+        number * batches,
+    )
+    ways = partial(transformer_options, steps=steps)
+    return card.stage("denoise", "transformer", task, task.weights, ways)
+
+
+def _decode(tasks: Tasks, card: _Card) -> _Stage:
+    task, model = tasks.decode, Model.from_record(tasks.decode.model)
+    count, batches = _batches(task.batch_size, tasks.denoise)
+    shape = (count, *latent_shape(tasks.denoise, model))
+    ways = partial(pixels_options, shape=shape, batches=batches)
+    return card.stage("decode", "vae", task, task.decode, ways)
+
+
+def _batches(at_once: int, task: DenoiseTask) -> tuple[int, int]:
+    """The pictures of the largest batch, and how many batches there are."""
+    count = min(at_once, len(task.seeds))
+    return count, -(-len(task.seeds) // count)
+
+
+def _texts(task: EncodeTask) -> Texts:
+    texts = {*task.prompts, *task.negative_prompts}
+    tokens = max(len(text.encode()) + 1 for text in texts)
+    return Texts(
+        len(texts), task.max_tokens if task.padding == "max" else min(tokens, task.max_tokens)
     )
 
-    room = find_room(device, decode.vram, decode.stage_budget, rates)
-    count = min(decode.batch_size, len(denoise.seeds))
-    batches = -(-len(denoise.seeds) // count)
-    asked = "all" if every else decode.decode
-    dtype = dtypes["vae"]
-    options = pixels_options(model, asked, dtype, device, room, (count, *shape[1:]), batches)
-    yield _Stage("decode", dtype, room, decode.decode, options)
 
-
-def _encode_image(task: EncodeImageTask, device: torch.device, rates: Rates, every: bool) -> _Stage:
-    model = Model.from_record(task.model)
-    family = model.get_family()
-    upcast = model.vae_upcasts
-    dtype, _ = choose_dtype(task.dtype, family.component("vae").dtype, device, upcast)
-    shape = (1, *latent_shape(task, model))
-    room = find_room(device, task.vram, task.stage_budget, rates)
-    asked, pictures = "all" if every else task.encode, len(task.images)
-    options = pixels_options(model, asked, dtype, device, room, shape, pictures, direction="encode")
-    return _Stage("encode-image", dtype, room, task.encode, options)
+def _encoded(task: EncodeTask, card: _Card) -> dict[str, torch.Tensor]:
+    """The tensors of the longest text, `[tokens, …]`: as given, or of these shapes."""
+    if task.embeds:
+        made: Mapping[str, torch.Tensor] = read_given(task)
+    else:
+        model = Model.from_record(task.model)
+        family = model.get_family()
+        encoder = shapes(model, "text_encoder", card.dtype("text_encoder", task))
+        once = encode_once(family, _texts(task).tokens)
+        made = trace(encoder, once, family.component("text_encoder").blocks).result
+    return {name: tensor[0] for name, tensor in made.items()}
