@@ -194,6 +194,18 @@ def test_json_is_one_document_and_nothing_else(
     assert wanted <= set(document["stages"][0])
 
 
+def test_json_of_encode_and_denoise_names_the_default_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, out, _ = run(capsys, "encode", "a star", "-n", "dull", "-m", "demo", "--json")
+    document = json.loads(out)
+    assert code == 0 and Path(document["embeds"]).is_file()
+    assert document["texts"] == [{"prompt": "a star", "negative_prompt": "dull"}]
+    code, out, _ = run(capsys, "denoise", document["embeds"], "--steps", "1", "--json")
+    assert code == 0 and Path(json.loads(out)["latents"]).is_file()
+
+
 def test_pictures_carry_their_record(embeds: Path, tmp_path: Path) -> None:
     latents, picture = tmp_path / "x.latents.safetensors", tmp_path / "x.png"
     steps = ["--timesteps", "800,400"]

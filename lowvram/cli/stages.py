@@ -51,7 +51,7 @@ from lowvram.cli.options import (
     Weighting,
     Weights,
 )
-from lowvram.cli.output import beside, print_stage, showing_progress
+from lowvram.cli.output import beside, images_of, print_stage, showing_progress
 from lowvram.cli.words import to_options
 from lowvram.repository import DEFAULT_MODEL
 
@@ -87,16 +87,13 @@ def encode(
     from lowvram import api
     from lowvram.run import new_path
 
+    output = output or new_path(prompts, ".embeds.safetensors")
     with showing_progress() as on_progress:
         result = api.encode(
-            prompts,
-            model,
-            output=output or new_path(prompts, ".embeds.safetensors"),
-            step_down=True,
-            on_progress=on_progress,
-            **options,
+            prompts, model, output=output, step_down=True, on_progress=on_progress, **options
         )
-    print_stage(result, as_json, [])
+    texts = [{name: item[name] for name in ("prompt", "negative_prompt")} for item in result.items]
+    print_stage(result, as_json, {"embeds": str(output), "texts": texts, "images": []})
 
 
 def denoise(
@@ -150,7 +147,8 @@ def denoise(
             embeds, output=output, step_down=True, on_progress=on_progress, **options
         )
     files = {"path": None, "embeds": str(embeds), "latents": str(output)}
-    print_stage(result, as_json, [files for _ in result.items])
+    shown = images_of(result, [files for _ in result.items])
+    print_stage(result, as_json, {"latents": str(output), "images": shown})
 
 
 def decode(
@@ -183,4 +181,5 @@ def decode(
             **options,
         )
     files = {"embeds": None, "latents": str(latents)}
-    print_stage(result, as_json, [{"path": str(path), **files} for path in result.paths])
+    shown = images_of(result, [{"path": str(path), **files} for path in result.paths])
+    print_stage(result, as_json, {"images": shown})
