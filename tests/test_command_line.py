@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -262,6 +263,11 @@ def test_exit_codes_are_distinct_and_documented() -> None:
     assert [kind for kind in found if "exit_code" not in vars(kind)] == [errors.NothingSmallerError]
     for kind in found:
         assert f"{kind.__name__} " in (errors.__doc__ or "")
+
+
+def test_version_is_there(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run(capsys, "--version")
+    assert (code, out, err) == (0, f"lowvram {version('lowvram')}\n", "")
 
 
 def test_help_is_there() -> None:

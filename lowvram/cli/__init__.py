@@ -6,7 +6,9 @@ Results go to stdout, everything else to stderr; errors are one line and a docum
 import os
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 from io import TextIOWrapper
+from typing import Annotated
 
 import typer
 
@@ -41,6 +43,24 @@ for command in (
 ):
     app.command()(command)
 app.add_typer(caches.app)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"lowvram {version('lowvram')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _before_commands(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_show_version, is_eager=True, help="Show the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """Takes the options that stand before a command."""
 
 
 def main() -> None:
