@@ -103,6 +103,7 @@ class StageProcesses:
                 command if self._fork else [*command, "--no-fork"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL if sys.stderr is None else None,
                 encoding="utf-8",
             )
         return self._worker
