@@ -138,6 +138,18 @@ def test_a_folder_gives_its_newest_report(tmp_path: Path) -> None:
     assert report_files.find(tmp_path) == newer
 
 
+def test_a_list_has_a_report_of_the_files_that_it_names_only(tmp_path: Path) -> None:
+    image = {"path": "/elsewhere/a-star.png", "latents": str(tmp_path / "a.latents.safetensors")}
+    path = tmp_path / report_files.OF_LIST
+    path.write_text(json.dumps({"images": [image], "stages": [STAGE]}), encoding="utf-8")
+    for name in ("a-star.png", "a-star", "a.latents.safetensors"):
+        assert report_files.find(tmp_path / name) == path
+    (tmp_path / "other.png").write_bytes(b"of another run")
+    for name in ("typo.png", "other.png", "star.png"):
+        with pytest.raises(errors.ArtifactError, match="has no report beside it"):
+            report_files.find(tmp_path / name)
+
+
 BAD = {
     "no such report": (["no.report.json"], 4, "no.report.json cannot be read"),
     "no such picture": (["no.png"], 4, r"has no report beside it \(no.report.json\)"),
@@ -314,7 +326,7 @@ ANY = st.recursive(
     ),
     max_leaves=6,
 )
-FIELDS = [*STAGE, "timeline.columns", "timeline.rows", "left_tensors.0.shape", "marks.0"]
+FIELDS = [*STAGE, "notes", "timeline.columns", "timeline.rows", "left_tensors.0.shape", "marks.0"]
 
 
 @settings(
