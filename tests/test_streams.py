@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lowvram import cli
+from lowvram import __main__, cli, errors
 
 RUN = ["run", "a star", "-m", "demo", "--steps", "1", "--no-cache", "-o"]
 FULL = Path("/dev/full")
@@ -80,3 +80,16 @@ def test_a_message_is_one_line_whatever_is_in_it(
     err = capsys.readouterr().err
     assert err.startswith("lowvram: ") and err.endswith("\n")
     assert err[:-1].isprintable(), err
+
+
+def test_an_interrupt_before_the_command_begins_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "main", interrupted)
+    with pytest.raises(SystemExit) as ended:
+        __main__.main()
+    assert ended.value.code == errors.INTERRUPTED_EXIT_CODE
+    assert capsys.readouterr().err == "lowvram: interrupted\n"

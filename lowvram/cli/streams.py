@@ -14,7 +14,7 @@ def prepare_streams() -> None:
     """Make all three streams usable, whatever started this program."""
     for name in ("stdin", "stdout", "stderr"):
         if getattr(sys, name) is None:  # closed: the next file that is opened would get its number
-            stream = open(os.devnull, "r" if name == "stdin" else "w")
+            stream = open(os.devnull, "r" if name == "stdin" else "w")  # noqa: SIM115
             os.set_inheritable(stream.fileno(), True)  # for the stages' processes
             setattr(sys, name, stream)
     for stream in (sys.stdout, sys.stderr):  # a path or prompt that this encoding lacks
