@@ -12,7 +12,7 @@ def main() -> None:
 
         command_line()
     except KeyboardInterrupt:
-        print("lowvram: interrupted", file=sys.stderr)
+        print("lowvram: interrupted", file=sys.stderr)  # noqa: T201
         sys.exit(INTERRUPTED_EXIT_CODE)
 
 

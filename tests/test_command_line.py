@@ -117,6 +117,34 @@ def test_starting_latents_of_another_shape(
     assert "have shape [2, 4, 8, 8], but [2, 4, 32, 32] are needed" in err
 
 
+def test_starting_latents_that_are_no_numbers(
+    embeds: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    noise = torch.zeros(2, 4, 32, 32)
+    noise[1, 0, 0, 0] = float("nan")
+    save_file({"latents": noise}, tmp_path / "n.safetensors")
+    code, _, err = run(capsys, "denoise", embeds, "--latents", tmp_path / "n.safetensors")
+    assert code == 2
+    assert "n.safetensors hold NaN or infinity: make them again" in err
+
+
+def test_float32_is_no_way_out_where_it_is_so_already(
+    embeds: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(
+        "lowvram.families.pixart.PixArtSigma.predict",
+        lambda self, network, latents, *_: torch.full_like(latents, float("nan")),
+    )
+    output = ("-o", tmp_path / "x.latents.safetensors", "--steps", "1")
+    code, _, err = run(capsys, "denoise", embeds, *output, "--dtype", "fp32")
+    assert code == 8 and "fp32" not in err and "try another --guidance" in err
+    code, _, err = run(capsys, "denoise", embeds, *output, "--dtype", "bf16")
+    assert code == 8 and "denoise with --dtype fp32" in err
+
+
 def test_cut_prompt_is_quoted(
     tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
