@@ -25,7 +25,7 @@ def choose_device(name: str) -> "torch.device":
     if name == "auto":
         return found or torch.device("cpu")
     try:
-        device = torch.device(name)
+        device = _named(name)
         if device.type not in ("cpu", found and found.type):
             raise ValueError("not an accelerator that torch finds")
         if device.type == "cuda" and device.index is not None:
@@ -38,6 +38,15 @@ def choose_device(name: str) -> "torch.device":
             f"use --device {' or '.join(there)}"
         ) from None
     return device
+
+
+def _named(name: str) -> "torch.device":
+    import torch
+
+    try:
+        return torch.device(name)
+    except RuntimeError:  # lists all that torch was ever built for
+        raise ValueError("not the name of a device") from None
 
 
 def choose_dtype(

@@ -77,7 +77,24 @@ BAD = {
     "other model": (["denoise", "EMBEDS", "-m", "demo"], 4, "--model is demo: encode again"),
     "not a picture": (["run", "a cat", "-m", "TINY", "-o", "x.jpg"], 2, "pictures are PNG"),
     "no latents": (["denoise", "EMBEDS", "--latents", "n"], 2, "starting latents n do not exist"),
-    "device": (["encode", "a cat", "-m", "TINY", "--device", "warp"], 5, "use --device cpu"),
+    "device": (
+        ["encode", "a cat", "-m", "TINY", "--device", "warp"],
+        5,
+        r"no device 'warp' here \(not the name of a device\): use --device cpu",
+    ),
+    "no model": (["run", "a cat", "-m", ""], 3, "no model ''"),
+    "nobody's model": (["run", "a cat", "-m", "~nosuchuser/x"], 2, "names no home folder"),
+    "nobody's encoder": (
+        ["encode", "a cat", "-m", "TINY", "--text-encoder", "~nosuchuser/x"],
+        2,
+        "names no home folder",
+    ),
+    "no places": (["denoise", "EMBEDS", "--at", ""], 2, "'' is not a list of numbers: 0.25,0.5"),
+    "embeds of ours": (
+        ["encode", "a cat", "-m", "TINY", "--embeds", "EMBEDS"],
+        2,
+        "holds embeddings that lowvram made: lowvram denoise it",
+    ),
     "option": (["run", "a cat", "--bogus"], 2, "No such option"),
     "nothing": (["denoise"], 2, "Missing argument"),
 }

@@ -300,6 +300,17 @@ def test_default_names_replace_neither_the_picture_nor_what_a_run_left_beside_it
     assert (tmp_path / "x.image.png").is_file()
 
 
+def test_latents_are_told_from_embeddings_and_checkpoints(
+    star: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    latents = tmp_path / "x.latents.safetensors"
+    lowvram.encode_image(star, "demo", output=latents)
+    assert cli.exit_code(["encode", "a star", "-m", "demo", "--embeds", str(latents)]) == 2
+    assert "holds latents that lowvram made: lowvram decode it" in capsys.readouterr().err
+    with pytest.raises(errors.ArtifactError, match="holds latents, but a checkpoint is needed: de"):
+        artifacts.read_header(latents, "checkpoint")
+
+
 def test_command_prints_json(
     star: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

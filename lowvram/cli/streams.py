@@ -14,9 +14,9 @@ def prepare_streams() -> None:
     """Make all three streams usable, whatever started this program."""
     for name in ("stdin", "stdout", "stderr"):
         if getattr(sys, name) is None:  # closed: the next file that is opened would get its number
-            stream = open(os.devnull, "r" if name == "stdin" else "w")  # noqa: SIM115
-            os.set_inheritable(stream.fileno(), True)  # for the stages' processes
-            setattr(sys, name, stream)
+            nowhere = open(os.devnull, "r" if name == "stdin" else "w")  # noqa: SIM115
+            os.set_inheritable(nowhere.fileno(), True)  # for the stages' processes
+            setattr(sys, name, nowhere)
     for stream in (sys.stdout, sys.stderr):  # a path or prompt that this encoding lacks
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
