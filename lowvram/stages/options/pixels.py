@@ -141,6 +141,7 @@ def _strips(
         places.append(OnDisk(folder))  # where the device is the host, maps take from the room
     rooms = [room.bytes - sum(weights) if room.bytes else most, least]
     for place in places:
+        last: Need | None = None
         in_room = picture + (maps if isinstance(place, InRam) else 0) if device.type == "cpu" else 0
         for own in dict.fromkeys(max(least, each - in_room) for each in rooms):
             peaks = None
@@ -162,6 +163,9 @@ def _strips(
                 host=0 if device.type == "cpu" else maps,
                 transferred=0 if device.type == "cpu" else 2 * _PASSES * maps,
             )
+            if took == last:  # of a small picture also the smallest strips are all of it
+                continue
+            last = took
             says = f"in {show(reserved or held)}, {place}"
             if shape[0] > 1:
                 says += ", one picture at a time whatever the batch size"
