@@ -139,9 +139,10 @@ def _strips(
     places: list[Place] = [choose_place(maps, device.type, folder)]
     if device.type == "cpu" and isinstance(places[0], InRam):
         places.append(OnDisk(folder))  # where the device is the host, maps take from the room
+    host = 0 if device.type == "cpu" else maps
     rooms = [room.bytes - sum(weights) if room.bytes else most, least]
     for place in places:
-        last: Need | None = None
+        taken = 0
         in_room = picture + (maps if isinstance(place, InRam) else 0) if device.type == "cpu" else 0
         for own in dict.fromkeys(max(least, each - in_room) for each in rooms):
             peaks = None
@@ -156,16 +157,11 @@ def _strips(
             else:
                 allocated = max(held, peaks.allocated)
                 reserved = max(held, peaks.reserved or 0)
-            took = replace(
-                whole,
-                allocated=allocated,
-                reserved=reserved,
-                host=0 if device.type == "cpu" else maps,
-                transferred=0 if device.type == "cpu" else 2 * _PASSES * maps,
-            )
-            if took == last:  # of a small picture also the smallest strips are all of it
+            if max(allocated, reserved or 0) == taken:  # the smallest strips take no less
                 continue
-            last = took
+            taken = max(allocated, reserved or 0)
+            moved = {"host": host, "transferred": 2 * _PASSES * host}
+            took = replace(whole, allocated=allocated, reserved=reserved, **moved)
             says = f"in {show(reserved or held)}, {place}"
             if shape[0] > 1:
                 says += ", one picture at a time whatever the batch size"
