@@ -21,6 +21,8 @@ def quiet_environment() -> None:
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    # A warning for each product in 8 bits, and one for every import on CPUs with AVX512-BF16.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     if not _is_watched():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
@@ -34,7 +36,6 @@ def quiet_libraries() -> None:
     warnings.filterwarnings(
         "ignore", module=r"(torch|torchsde|transformers|diffusers|bitsandbytes)\b"
     )
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # 8 bits: a warning for each product
     from huggingface_hub.utils.tqdm import enable_progress_bars
     from transformers.utils import logging as transformers_logging
 

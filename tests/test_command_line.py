@@ -1,6 +1,7 @@
 """The command line: bad input gets one clear line, a documented exit code, and no traceback."""
 
 import json
+import logging
 import re
 import subprocess
 import sys
@@ -199,6 +200,16 @@ def test_of_strange_prompts_each_is_told_once_and_the_words_with_the_first(
         f"warning: nothing in the prompt “a cat” is known here: {VOCABULARY}",
         "warning: nothing in the prompt “a dog” is known here",
     ]
+
+
+@pytest.mark.parametrize("command", [["plan", "a star"], ["models", "--schedulers"]])
+def test_what_loads_nothing_keeps_the_libraries_quiet_too(
+    command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    logging.getLogger("bitsandbytes").setLevel(logging.NOTSET)
+    code, _, err = run(capsys, *command, "-m", "demo")
+    assert (code, err) == (0, "")
+    assert not logging.getLogger("bitsandbytes.backends.cpu.ops").isEnabledFor(logging.WARNING)
 
 
 def test_control_tokens_are_plain_text(
