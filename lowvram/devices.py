@@ -1,7 +1,9 @@
 """Which device and which dtype a stage uses, each with its reason. Imports torch when called."""
 
+import logging
 import os
 import platform
+from functools import cache
 from typing import TYPE_CHECKING
 
 from lowvram.errors import DeviceError, first_line
@@ -9,12 +11,17 @@ from lowvram.errors import DeviceError, first_line
 if TYPE_CHECKING:
     import torch
 
+log = logging.getLogger(__name__)
+
 DTYPE_NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 WITHOUT_FLOAT16 = {"cpu": "CPUs compute float16 slowly", "mps": "float16 overflows on MPS"}
 
 
-def choose_device(name: str) -> "torch.device":
+def choose_device(name: str, warns: bool = False) -> "torch.device":
     """The device by name; "auto" takes the accelerator where there is one, else the CPU.
+
+    Args:
+        warns: log, once, that there is a card which this torch was not built for.
 
     Raises:
         DeviceError: no such device here.
@@ -23,6 +30,8 @@ def choose_device(name: str) -> "torch.device":
 
     found = torch.accelerator.current_accelerator(check_available=True)
     if name == "auto":
+        if warns and found is None:
+            _warn_of_unseen_card()
         return found or torch.device("cpu")
     try:
         device = _named(name)
@@ -38,6 +47,20 @@ def choose_device(name: str) -> "torch.device":
             f"use --device {' or '.join(there)}"
         ) from None
     return device
+
+
+@cache
+def _warn_of_unseen_card() -> None:
+    import torch
+
+    from lowvram.memory.capacity import nvml_names
+
+    if torch.version.cuda is None and torch.version.hip is None and (names := nvml_names()):
+        log.warning(
+            "%s is here, but torch %s is a build for CPUs: see README, Installing",
+            names[0],
+            torch.__version__,
+        )
 
 
 def _named(name: str) -> "torch.device":

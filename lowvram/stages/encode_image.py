@@ -82,7 +82,7 @@ def encode_image_each(
     task, model = tasks[0], Model.from_record(tasks[0].model)
     outcomes = Outcomes(len(tasks), on_outcome)
     component = model.get_family().component("vae")
-    device = choose_device(task.device)
+    device = choose_device(task.device, warns=True)
     dtype, dtype_reason = choose_dtype(task.dtype, component.dtype, device, model.vae_upcasts)
     with Meter(device) as meter:
         decision = _decide(tasks, model, device, dtype, outcomes)

@@ -160,8 +160,8 @@ def _strips(
             if max(allocated, reserved or 0) == taken:  # the smallest strips take no less
                 continue
             taken = max(allocated, reserved or 0)
-            moved = {"host": host, "transferred": 2 * _PASSES * host}
-            took = replace(whole, allocated=allocated, reserved=reserved, **moved)
+            took = replace(whole, allocated=allocated, reserved=reserved)
+            took = replace(took, host=host, transferred=2 * _PASSES * host)
             says = f"in {show(reserved or held)}, {place}"
             if shape[0] > 1:
                 says += ", one picture at a time whatever the batch size"
