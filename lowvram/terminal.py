@@ -89,18 +89,18 @@ def _bars(console: "Console") -> Iterator[OnProgress]:
     if not _is_watched():
         yield lambda progress: None
         return
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bars
 
     with Bars(
         TextColumn("{task.description}"),
         BarColumn(),
-        MofNCompleteColumn(),
+        TextColumn("{task.fields[counted]}"),
         TimeRemainingColumn(),
         console=console,
         transient=True,
     ) as bars:
-        current = bars.add_task("starting", total=None)
+        current = bars.add_task("starting", total=None, counted="")
         doing = ""
 
         def show(progress: Progress) -> None:
@@ -108,7 +108,12 @@ def _bars(console: "Console") -> Iterator[OnProgress]:
             if progress.doing != doing:
                 doing = progress.doing
                 bars.remove_task(current)
-                current = bars.add_task(doing, total=progress.total or None)
-            bars.update(current, completed=progress.done, total=progress.total or None)
+                current = bars.add_task(doing, total=progress.total or None, counted="")
+            bars.update(
+                current,
+                completed=progress.done,
+                total=progress.total or None,
+                counted=progress.counted(),
+            )
 
         yield show

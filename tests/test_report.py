@@ -213,7 +213,7 @@ def test_the_table_with_and_without_predictions() -> None:
     assert denoise[at : at + 3] == ["1.64 GB", "1.58 GB", "2.00 GB"]
     assert decode[at : at + 3] == ["-", "-", "-"]
     at = titles.index("read")
-    assert (titles[at + 1], denoise[at : at + 2]) == ("(predicted)", ["0.01 GB", "0.01 GB"])
+    assert (titles[at + 1], denoise[at : at + 2]) == ("(predicted)", ["8.0 MB", "7.0 MB"])
     assert titles[titles.index("RAM (RSS)") + 1] != "(predicted)"
     assert "total" not in titles  # load and compute say it, unless the whole was foretold
     assert lines[3] == (
@@ -237,7 +237,7 @@ def test_the_page_shows_every_text_and_runs_none(tmp_path: Path) -> None:
     assert "<i>" not in text  # nor where this parser looks for no tags
     for shown in (PROMPT, "weights <b>stream</b>", "<i>DPM</i>", "step <i>1", "blocks.0.weight"):
         assert shown in seen.text
-    for shown in ("budget 2.00 GB", "predicted allocated 1.58 GB", "(predicted 0.01 GB)"):
+    for shown in ("budget 2.00 GB", "predicted allocated 1.58 GB", "(predicted 7.0 MB)"):
         assert shown in seen.text
     assert seen.text.count("<script>") == text.count("&lt;script&gt;") - 1  # one in an alt text
     kinds = [
@@ -308,7 +308,7 @@ def test_ticks_are_few_and_inside(top: float) -> None:
 
 def test_numbers_with_their_units() -> None:
     shown = [readable("_bytes", n) for n in (None, 0, 308, 2_650_000, 1.2e9, -6_000_000)]
-    assert shown == ["-", "0.00 MB", "0.31 kB", "2.65 MB", "1.20 GB", "-0.01 GB"]
+    assert shown == ["-", "0.00 MB", "0.31 kB", "2.65 MB", "1.20 GB", "-6.0 MB"]
 
 
 def test_the_file_is_the_document_with_rows_on_one_line() -> None:

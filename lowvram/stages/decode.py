@@ -241,7 +241,7 @@ def _decode_all(
                         outcomes.settle(job.index, Made(job.paths, made_items))
                 done += 1
                 on_picture(f"picture {done}")
-                on_progress(Progress("decode", "decoding", 100 * done, 100 * total))
+                on_progress(Progress("decode", "decoding", 100 * done, 100 * total, per=100))
             del made, picture, scaled, latents, batch  # no work of the next batch beside them
 
 

@@ -90,6 +90,7 @@ def denoise_each(
     Raises:
         ModelError, DeviceError, MemoryExhaustedError: what concerns all tasks that are left.
     """
+    on_progress(Progress("denoise", "reading the embeddings"))
     task = tasks[0]
     outcomes = Outcomes(len(tasks), on_outcome)
     model = Model.from_record(task.model)

@@ -194,7 +194,7 @@ def _encode_each(
         nonlocal done
         done += 1
         meter.mark(f"picture {done}")
-        on_progress(Progress(STAGE, "encoding", 100 * done, 100 * total))
+        on_progress(Progress(STAGE, "encoding", 100 * done, 100 * total, per=100))
 
     for index in outcomes.open():
         task = tasks[index]
