@@ -26,7 +26,7 @@ def table(stages: Sequence[Mapping[str, Any]]) -> str:
     """The stages' reports as an aligned table; columns that no stage knows are left out.
 
     Args:
-        stages: `StageReport.to_json()` of each stage, in order. Sizes are decimal (10^9, 10^6 bytes).
+        stages: `StageReport.to_json()` of each stage, in order. Sizes are decimal.
     """
     rows = cells(stages)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
