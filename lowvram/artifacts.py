@@ -29,6 +29,7 @@ SUFFIXES = {"embeds": ".embeds.safetensors", "latents": ".latents.safetensors"}
 # What makes each kind: the stage to name when a file of that kind is wanted.
 _MADE_BY = {"embeds": "encode", "latents": "denoise", "checkpoint": "denoise", "text": "encode"}
 _AS_SAID = {"checkpoint": "a checkpoint"}
+_NEEDED = {"checkpoint": "a checkpoint is needed: delete or move this file"}
 _CHUNK_BYTES = 1 << 20
 _MAX_HEADER_BYTES = 100_000_000  # the limit in the safetensors specification
 
@@ -219,8 +220,8 @@ def _parse(path: Path, kind: str | None) -> tuple[Header, dict[str, tuple[int, i
         raise ArtifactError(f"{path} is not an artifact ({reason}): lowvram {wanted}") from None
     if kind is not None and header.kind != kind:
         raise ArtifactError(
-            f"{path} holds {_AS_SAID.get(header.kind, header.kind)}, but {kind} are needed: "
-            f"make them with lowvram {_MADE_BY[kind]}"
+            f"{path} holds {_AS_SAID.get(header.kind, header.kind)}, but "
+            f"{_NEEDED.get(kind, f'{kind} are needed: make them with lowvram {_MADE_BY[kind]}')}"
         )
     start = 8 + length
     if max((end for _, end in offsets.values()), default=0) != size - start:

@@ -1,7 +1,9 @@
 """Which device and which dtype a stage uses, each with its reason. Imports torch when called."""
 
+import logging
 import os
 import platform
+from functools import cache
 from typing import TYPE_CHECKING
 
 from lowvram.errors import DeviceError, first_line
@@ -9,12 +11,17 @@ from lowvram.errors import DeviceError, first_line
 if TYPE_CHECKING:
     import torch
 
+log = logging.getLogger(__name__)
+
 DTYPE_NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 WITHOUT_FLOAT16 = {"cpu": "CPUs compute float16 slowly", "mps": "float16 overflows on MPS"}
 
 
-def choose_device(name: str) -> "torch.device":
+def choose_device(name: str, warns: bool = False) -> "torch.device":
     """The device by name; "auto" takes the accelerator where there is one, else the CPU.
+
+    Args:
+        warns: log, once, that there is a card which this torch was not built for.
 
     Raises:
         DeviceError: no such device here.
@@ -23,9 +30,11 @@ def choose_device(name: str) -> "torch.device":
 
     found = torch.accelerator.current_accelerator(check_available=True)
     if name == "auto":
+        if warns and found is None:
+            _warn_of_unseen_card()
         return found or torch.device("cpu")
     try:
-        device = torch.device(name)
+        device = _named(name)
         if device.type not in ("cpu", found and found.type):
             raise ValueError("not an accelerator that torch finds")
         if device.type == "cuda" and device.index is not None:
@@ -38,6 +47,29 @@ def choose_device(name: str) -> "torch.device":
             f"use --device {' or '.join(there)}"
         ) from None
     return device
+
+
+@cache
+def _warn_of_unseen_card() -> None:
+    import torch
+
+    from lowvram.memory.capacity import nvml_names
+
+    if torch.version.cuda is None and torch.version.hip is None and (names := nvml_names()):
+        log.warning(
+            "%s is here, but torch %s is a build for CPUs: see README, Installing",
+            names[0],
+            torch.__version__,
+        )
+
+
+def _named(name: str) -> "torch.device":
+    import torch
+
+    try:
+        return torch.device(name)
+    except RuntimeError:  # lists all that torch was ever built for
+        raise ValueError("not the name of a device") from None
 
 
 def choose_dtype(

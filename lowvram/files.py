@@ -11,14 +11,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from lowvram.errors import (
-    NO_SPACE,
-    LowvramError,
-    ModelError,
-    RequestError,
-    first_line,
-    storage_error,
-)
+from lowvram.errors import ModelError, RequestError, first_line
+from lowvram.unavailable import unavailable
 
 PACKAGE = Path(__file__).parent
 
@@ -124,11 +118,11 @@ def find(source: Source, name: str) -> Path | None:
     except LocalEntryNotFoundError as error:
         if _cached_snapshot(source) is not None:
             return None  # other files of this commit are in the cache, this one is not
-        raise _unavailable(source, error) from None
+        raise unavailable(source, error) from None
     except EntryNotFoundError:
         return None
     except Exception as error:
-        raise _unavailable(source, error) from None
+        raise unavailable(source, error) from None
 
 
 def _cached_snapshot(source: Source) -> Path | None:
@@ -161,10 +155,10 @@ def download(source: Source, subfolder: str) -> Path:
             ignore_patterns=list(_UNWANTED),
         )
     except Exception as error:
-        raise _unavailable(source, error) from None
+        raise unavailable(source, error) from None
     folder = Path(snapshot) / subfolder
     if not folder.is_dir():
-        raise _unavailable(source, FileNotFoundError(f"{subfolder} is missing"))
+        raise unavailable(source, FileNotFoundError(f"{subfolder} is missing"))
     return folder
 
 
@@ -179,7 +173,7 @@ def file_of(source: Source, name: str) -> Path:
     try:
         return Path(hf_hub_download(source.place, name, revision=source.revision))
     except Exception as error:
-        raise _unavailable(source, error) from None
+        raise unavailable(source, error) from None
 
 
 def sha256_on_hub(source: Source, name: str) -> str:
@@ -194,7 +188,7 @@ def sha256_on_hub(source: Source, name: str) -> str:
         infos = HfApi().get_paths_info(source.place, [name], revision=source.revision)
         large = getattr(infos[0], "lfs", None) if infos else None
     except Exception as error:
-        raise _unavailable(source, error) from None
+        raise unavailable(source, error) from None
     if large is None:
         raise ModelError(f"{source.place} has no {name}: check the name and revision")
     return str(large.sha256)
@@ -240,36 +234,6 @@ def missing_weights(folder: Path) -> str:
     if not names:
         return f"{STEMS['transformers']}.safetensors or {STEMS['diffusers']}.safetensors"
     return next((name for name in names if not (folder / name).is_file()), "")
-
-
-def _unavailable(source: Source, error: Exception) -> LowvramError:
-    from huggingface_hub import constants
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HFValidationError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    if isinstance(error, OSError) and error.errno in NO_SPACE:
-        return storage_error(error, "the download")
-    if isinstance(error, HFValidationError):
-        return ModelError(f"{source.place!r} is no repository's name: it has the form owner/name")
-    if isinstance(error, GatedRepoError):
-        return ModelError(
-            f"{source.place} is gated: accept its terms on the Hub, then hf auth login"
-        )
-    if isinstance(error, RepositoryNotFoundError):
-        return ModelError(
-            f"no repository {source.place} on the Hub: check the name, or use -m demo"
-        )
-    if isinstance(error, RevisionNotFoundError):
-        return ModelError(f"{source.place} has no revision {source.revision}: check --revision")
-    why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else type(error).__name__
-    return ModelError(
-        f"{source.place} is not in the cache and the Hub cannot be reached ({why}): "
-        f"run hf download {source.place} where there is a network, or use -m demo"
-    )
 
 
 def fingerprint(folder: Path) -> str:

@@ -31,6 +31,7 @@ class StageProcesses:
         """`fork=False` gives each stage a worker of its own also where one could serve all."""
         self._fork = fork
         self._worker: subprocess.Popen[str] | None = None
+        self._warned: set[str] = set()
         self._read_bytes = 0  # ahead, and in no report yet
 
     def __enter__(self) -> Self:
@@ -79,7 +80,7 @@ class StageProcesses:
                 elif kind == "outcome":
                     on_outcome(event["index"], event["outcome"])
                 elif kind == "log":
-                    log.log(event["level"], "%s", event["message"])
+                    self._log(event["level"], event["message"])
                 elif kind == "done":
                     self._read_bytes += ahead.ended()
                     return self._with_reads(event)
@@ -103,6 +104,7 @@ class StageProcesses:
                 command if self._fork else [*command, "--no-fork"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL if sys.stderr is None else None,
                 encoding="utf-8",
             )
         return self._worker
@@ -114,6 +116,14 @@ class StageProcesses:
             report["disk_read_bytes"] += self._read_bytes
             self._read_bytes = 0
         return dict(told)
+
+    def _log(self, level: int, message: str) -> None:
+        """Pass it on; a warning that every stage has only once."""
+        if level >= logging.WARNING:
+            if message in self._warned:
+                return
+            self._warned.add(message)
+        log.log(level, "%s", message)
 
     def _leave(self) -> None:
         """Wait for the worker's end."""

@@ -5,7 +5,8 @@ which says for each component which commit of which repository, or which folder,
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from lowvram.families import all_families
 from lowvram.families.family import Config, Family, Published
 from lowvram.files import (
     Source,
+    absolute,
     commit,
     download,
     find,
@@ -23,6 +25,7 @@ from lowvram.files import (
     read_json,
 )
 from lowvram.pickled import unpickled
+from lowvram.unavailable import OR_DEMO, download_command
 
 DEFAULT_MODEL = "pixart-sigma-1024"
 
@@ -95,7 +98,10 @@ class Model:
         path = find(self.sources[role], name)
         if path is None:
             place = self.sources[role].place
-            raise ModelError(f"{place} has no {name}, or not in the cache: {_check(self)}")
+            with _ways_out(self.get_family()):
+                raise ModelError(
+                    f"{place} has no {name}, or not in the cache: {_check(self, role)}"
+                )
         return read_json(path)
 
     @property
@@ -111,13 +117,14 @@ class Model:
         """
         source, subfolder = self.sources[role], self.subfolder(role)
         if source.kind == "hub":
-            folder = download(source, subfolder)
+            with _ways_out(self.get_family()):
+                folder = download(source, subfolder)
             if missing_weights(folder) and self.is_pickled(role):
                 folder = unpickled(source, subfolder, folder)
         else:
             folder = source.folder / subfolder
             if not folder.is_dir():
-                raise ModelError(f"{folder} does not exist: {_check(self)}")
+                raise ModelError(f"{folder} does not exist: {_check(self, role)}")
             if fingerprint(folder) != source.revision:
                 raise ModelError(
                     f"{folder} has changed since this file was made from it: "
@@ -128,7 +135,8 @@ class Model:
         if component.needs and not any((folder / name).is_file() for name in component.needs):
             missing = " or ".join(component.needs)
         if missing:
-            raise ModelError(f"{folder} has no {missing}: {_check(self)}")
+            with _ways_out(self.get_family()):
+                raise ModelError(f"{folder} has no {missing}: {_check(self, role)}")
         return folder
 
     def is_pickled(self, role: str) -> bool:
@@ -165,8 +173,8 @@ def resolve(name: str, revision: str | None = None) -> Model:
             if revision is not None and family.models[name].bundled:
                 raise RequestError(f"--revision {revision}: {name} has none, leave it out")
             return _published(family, name, family.models[name], revision)
-    folder = Path(name).expanduser()
-    if os.path.isdir(folder):
+    folder = absolute(name)
+    if name and os.path.isdir(folder):
         if revision is not None:
             raise RequestError(f"--revision {revision}: a folder has none, leave it out")
         return _unpublished(name, Source(str(folder.resolve()), "", "folder"))
@@ -184,7 +192,8 @@ def _published(family: Family, name: str, entry: Published, revision: str | None
     else:
         source = Source(entry.repository, revision or entry.revision, "hub")
     own = entry.own if entry.base else [component.role for component in family.components]
-    return _placed(name, family, source, set(own), entry)
+    with _ways_out(family):
+        return _placed(name, family, source, set(own), entry)
 
 
 def _unpublished(name: str, source: Source) -> Model:
@@ -256,7 +265,19 @@ def _public(name: str) -> str:
     return Path(name).name if Path(name).is_absolute() else name
 
 
-def _check(model: Model) -> str:
-    if any(source.kind == "hub" for source in model.sources.values()):
-        return f"download {model.name} where there is a network (hf download), or use -m demo"
+@contextmanager
+def _ways_out(family: Family) -> Iterator[None]:
+    """The demo model is none for who needs a refiner."""
+    try:
+        yield
+    except ModelError as error:
+        if not family.needs_start:
+            raise
+        raise ModelError(str(error).removesuffix(OR_DEMO)) from None
+
+
+def _check(model: Model, role: str) -> str:
+    source = model.sources[role]
+    if source.kind == "hub":
+        return f"run {download_command(source)} where there is a network{OR_DEMO}"
     return f"check that {model.name} is complete, in diffusers layout"

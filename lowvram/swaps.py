@@ -12,7 +12,7 @@ from pathlib import Path
 from lowvram.errors import ModelError, RequestError
 from lowvram.families import all_families
 from lowvram.families.family import Component, Config, scaling_factor
-from lowvram.files import Source, find, read_json
+from lowvram.files import Source, absolute, find, read_json
 from lowvram.repository import DEFAULT_MODEL, Model, pinned, resolve
 
 log = logging.getLogger(__name__)
@@ -99,8 +99,8 @@ def _source(place: str, role: str) -> Source:
     for family in all_families().values():
         if place in family.models:
             return resolve(place).sources[role]
-    folder = Path(place).expanduser()
-    if os.path.isdir(folder):
+    folder = absolute(place)
+    if place and os.path.isdir(folder):
         return Source(str(folder.resolve()), "", "folder")
     name, _, revision = place.partition("@")
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):

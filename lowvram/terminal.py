@@ -5,7 +5,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from lowvram.progress import OnProgress, Progress
@@ -21,7 +21,9 @@ def quiet_environment() -> None:
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    if not sys.stderr.isatty():
+    # A warning for each product in 8 bits, and one for every import on CPUs with AVX512-BF16.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    if not _is_watched():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
@@ -34,13 +36,17 @@ def quiet_libraries() -> None:
     warnings.filterwarnings(
         "ignore", module=r"(torch|torchsde|transformers|diffusers|bitsandbytes)\b"
     )
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # 8 bits: a warning for each product
     from huggingface_hub.utils.tqdm import enable_progress_bars
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()  # this turns off those of downloads, too
-    if sys.stderr.isatty():
+    if _is_watched():
         enable_progress_bars()
+
+
+def _is_watched() -> bool:
+    """Whether stderr is a terminal. A service may have none at all."""
+    return sys.stderr is not None and sys.stderr.isatty()
 
 
 @contextmanager
@@ -49,6 +55,8 @@ def terminal() -> Iterator[OnProgress]:
     from rich.console import Console
 
     console = Console(stderr=True, soft_wrap=True)
+    # A run goes on when no one reads its lines any more.
+    console.on_broken_pipe = lambda: None  # type: ignore[method-assign]
     logger = logging.getLogger("lowvram")
     handler = _Lines(console)
     level = logger.level
@@ -71,27 +79,28 @@ class _Lines(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         prefix = "" if record.levelno <= logging.INFO else f"{record.levelname.lower()}: "
-        self.console.print(prefix + record.getMessage(), markup=False, highlight=False)
+        with suppress(OSError):
+            self.console.print(prefix + record.getMessage(), markup=False, highlight=False)
 
 
 @contextmanager
 def _bars(console: "Console") -> Iterator[OnProgress]:
     """One bar for what is under way, with the time left where it can be known."""
-    if not sys.stderr.isatty():
+    if not _is_watched():
         yield lambda progress: None
         return
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bars
 
     with Bars(
         TextColumn("{task.description}"),
         BarColumn(),
-        MofNCompleteColumn(),
+        TextColumn("{task.fields[counted]}"),
         TimeRemainingColumn(),
         console=console,
         transient=True,
     ) as bars:
-        current = bars.add_task("starting", total=None)
+        current = bars.add_task("starting", total=None, counted="")
         doing = ""
 
         def show(progress: Progress) -> None:
@@ -99,7 +108,12 @@ def _bars(console: "Console") -> Iterator[OnProgress]:
             if progress.doing != doing:
                 doing = progress.doing
                 bars.remove_task(current)
-                current = bars.add_task(doing, total=progress.total or None)
-            bars.update(current, completed=progress.done, total=progress.total or None)
+                current = bars.add_task(doing, total=progress.total or None, counted="")
+            bars.update(
+                current,
+                completed=progress.done,
+                total=progress.total or None,
+                counted=progress.counted(),
+            )
 
         yield show

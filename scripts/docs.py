@@ -54,7 +54,8 @@ def page(app: typer.Typer, error: type[Exception]) -> str:
 
 
 def _command(command: Any, name: str, parent: Any) -> Iterator[str]:
-    context = command.context_class(command, info_name=name, parent=parent)
+    settings = command.context_settings  # the names of --help
+    context = command.context_class(command, info_name=name, parent=parent, **settings)
     usage = " ".join([context.command_path, *command.collect_usage_pieces(context)])
     yield f"## {context.command_path}\n"
     yield f"```text\n{usage}\n```\n"

@@ -206,6 +206,12 @@ def test_odd_sizes_are_refused(text: str) -> None:
         parse_bytes("--stage-budget", text)
 
 
+def test_a_budget_below_the_context_is_told_no_number_that_is_not_known() -> None:
+    """What the stages need besides they say one by one."""
+    with pytest.raises(errors.RequestError, match=r"0\.50 GB\): use at least that, and what"):
+        find_room(torch.device("cuda"), 100 << 20, 0, assumed("cuda"))
+
+
 def test_the_cap_names_the_card_by_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
     caps: list[tuple[float, int]] = []
     monkeypatch.setattr(

@@ -1,9 +1,11 @@
 """The command line: bad input gets one clear line, a documented exit code, and no traceback."""
 
 import json
+import logging
 import re
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -84,7 +86,24 @@ BAD = {
     "other model": (["denoise", "EMBEDS", "-m", "demo"], 4, "--model is demo: encode again"),
     "not a picture": (["run", "a cat", "-m", "TINY", "-o", "x.jpg"], 2, "pictures are PNG"),
     "no latents": (["denoise", "EMBEDS", "--latents", "n"], 2, "starting latents n do not exist"),
-    "device": (["encode", "a cat", "-m", "TINY", "--device", "warp"], 5, "use --device cpu"),
+    "device": (
+        ["encode", "a cat", "-m", "TINY", "--device", "warp"],
+        5,
+        r"no device 'warp' here \(not the name of a device\): use --device cpu",
+    ),
+    "no model": (["run", "a cat", "-m", ""], 3, "no model ''"),
+    "nobody's model": (["run", "a cat", "-m", "~nosuchuser/x"], 2, "names no home folder"),
+    "nobody's encoder": (
+        ["encode", "a cat", "-m", "TINY", "--text-encoder", "~nosuchuser/x"],
+        2,
+        "names no home folder",
+    ),
+    "no places": (["denoise", "EMBEDS", "--at", ""], 2, "'' is not a list of numbers: 0.25,0.5"),
+    "embeds of ours": (
+        ["encode", "a cat", "-m", "TINY", "--embeds", "EMBEDS"],
+        2,
+        "holds embeddings that lowvram made: lowvram denoise it",
+    ),
     "option": (["run", "a cat", "--bogus"], 2, "No such option"),
     "nothing": (["denoise"], 2, "Missing argument"),
 }
@@ -122,6 +141,34 @@ def test_starting_latents_of_another_shape(
     code, _, err = run(capsys, "denoise", embeds, "--latents", tmp_path / "n.safetensors")
     assert code == 2
     assert "have shape [2, 4, 8, 8], but [2, 4, 32, 32] are needed" in err
+
+
+def test_starting_latents_that_are_no_numbers(
+    embeds: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    noise = torch.zeros(2, 4, 32, 32)
+    noise[1, 0, 0, 0] = float("nan")
+    save_file({"latents": noise}, tmp_path / "n.safetensors")
+    code, _, err = run(capsys, "denoise", embeds, "--latents", tmp_path / "n.safetensors")
+    assert code == 2
+    assert "n.safetensors hold NaN or infinity: make them again" in err
+
+
+def test_float32_is_no_way_out_where_it_is_so_already(
+    embeds: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(
+        "lowvram.families.pixart.PixArtSigma.predict",
+        lambda self, network, latents, *_: torch.full_like(latents, float("nan")),
+    )
+    output = ("-o", tmp_path / "x.latents.safetensors", "--steps", "1")
+    code, _, err = run(capsys, "denoise", embeds, *output, "--dtype", "fp32")
+    assert code == 8 and "fp32" not in err and "try another --guidance" in err
+    code, _, err = run(capsys, "denoise", embeds, *output, "--dtype", "bf16")
+    assert code == 8 and "denoise with --dtype fp32" in err
 
 
 def test_cut_prompt_is_quoted(
@@ -163,6 +210,16 @@ def test_of_strange_prompts_each_is_told_once_and_the_words_with_the_first(
     ]
 
 
+@pytest.mark.parametrize("command", [["plan", "a star"], ["models", "--schedulers"]])
+def test_what_loads_nothing_keeps_the_libraries_quiet_too(
+    command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    logging.getLogger("bitsandbytes").setLevel(logging.NOTSET)
+    code, _, err = run(capsys, *command, "-m", "demo")
+    assert (code, err) == (0, "")
+    assert not logging.getLogger("bitsandbytes.backends.cpu.ops").isEnabledFor(logging.WARNING)
+
+
 def test_control_tokens_are_plain_text(
     tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -200,6 +257,18 @@ def test_json_is_one_document_and_nothing_else(
     wanted = {"stage", "seconds", "load_seconds", "weights", "dtype", "peak_allocated_bytes"}
     wanted |= {"peak_reserved_bytes", "peak_process_bytes", "peak_rss_bytes"}
     assert wanted <= set(document["stages"][0])
+
+
+def test_json_of_encode_and_denoise_names_the_default_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, out, _ = run(capsys, "encode", "a star", "-n", "dull", "-m", "demo", "--json")
+    document = json.loads(out)
+    assert code == 0 and Path(document["embeds"]).is_file()
+    assert document["texts"] == [{"prompt": "a star", "negative_prompt": "dull"}]
+    code, out, _ = run(capsys, "denoise", document["embeds"], "--steps", "1", "--json")
+    assert code == 0 and Path(json.loads(out)["latents"]).is_file()
 
 
 def test_pictures_carry_their_record(embeds: Path, tmp_path: Path) -> None:
@@ -258,6 +327,11 @@ def test_exit_codes_are_distinct_and_documented() -> None:
     assert [kind for kind in found if "exit_code" not in vars(kind)] == [errors.NothingSmallerError]
     for kind in found:
         assert f"{kind.__name__} " in (errors.__doc__ or "")
+
+
+def test_version_is_there(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run(capsys, "--version")
+    assert (code, out, err) == (0, f"lowvram {version('lowvram')}\n", "")
 
 
 def test_help_is_there() -> None:

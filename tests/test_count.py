@@ -1,8 +1,13 @@
 """Counting live bytes, on real tensors and on fake ones."""
 
+import signal
+
+import pytest
 import torch
+from torch import nn
 
 from lowvram.memory.count import LiveBytes, fake_device
+from lowvram.memory.predict import trace
 
 
 def test_each_storage_counts_once_while_it_lives() -> None:
@@ -36,3 +41,36 @@ def test_the_fake_device_is_not_the_host() -> None:
         assert live.now == 1 << 20
         host[: 1 << 20].copy_(on_device)
         assert live.peak == 1 << 20
+
+
+def test_an_interrupt_as_a_tensor_goes_is_not_lost() -> None:
+    """Python's signals are raised in Python's code: there is none where exceptions are lost."""
+    lost: list[object] = []
+
+    class Interrupting(LiveBytes):
+        def changed(self, key: int, size: int) -> None:
+            if size < 0:
+                signal.raise_signal(signal.SIGINT)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.unraisablehook", lost.append)
+        with pytest.raises(KeyboardInterrupt), Interrupting("cpu"):
+            tensor = torch.empty(10)
+            del tensor
+            torch.empty(10)
+    assert lost == []
+
+
+def test_an_interrupt_of_a_trace_comes_when_it_ends() -> None:
+    ended = []
+
+    def work(network: nn.Module, device: torch.device) -> torch.Tensor:
+        signal.raise_signal(signal.SIGINT)
+        made: torch.Tensor = network(torch.empty(1, 4, device=device))
+        ended.append(made.shape)
+        return made
+
+    with pytest.raises(KeyboardInterrupt):
+        trace(nn.Linear(4, 4, device="meta"), work)
+    assert ended == [(1, 4)]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -287,6 +287,30 @@ def test_bad_pictures_are_one_line(
     assert not list(tmp_path.glob("*.safetensors"))
 
 
+def test_default_names_replace_neither_the_picture_nor_what_a_run_left_beside_it(
+    star: Path, tmp_path: Path
+) -> None:
+    picture, latents = tmp_path / "x.png", tmp_path / "x.latents.safetensors"
+    picture.write_bytes(star.read_bytes())
+    latents.write_bytes(b"of a run")
+    assert cli.exit_code(["encode-image", str(picture), "-m", "demo"]) == 0
+    assert cli.exit_code(["decode", str(tmp_path / "x.image.latents.safetensors")]) == 0
+    assert picture.read_bytes() == star.read_bytes()
+    assert latents.read_bytes() == b"of a run"
+    assert (tmp_path / "x.image.png").is_file()
+
+
+def test_latents_are_told_from_embeddings_and_checkpoints(
+    star: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    latents = tmp_path / "x.latents.safetensors"
+    lowvram.encode_image(star, "demo", output=latents)
+    assert cli.exit_code(["encode", "a star", "-m", "demo", "--embeds", str(latents)]) == 2
+    assert "holds latents that lowvram made: lowvram decode it" in capsys.readouterr().err
+    with pytest.raises(errors.ArtifactError, match="holds latents, but a checkpoint is needed: de"):
+        artifacts.read_header(latents, "checkpoint")
+
+
 def test_command_prints_json(
     star: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -294,5 +318,5 @@ def test_command_prints_json(
     command = ["encode-image", str(star), "-m", "demo", "-o", str(latents), "--json"]
     assert cli.exit_code(command) == 0
     document = json.loads(capsys.readouterr().out)
-    assert document["images"][0]["latents"] == str(latents)
+    assert document["images"][0]["latents"] == document["latents"] == str(latents)
     assert document["stages"][0]["stage"] == "encode-image"

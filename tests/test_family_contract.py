@@ -58,6 +58,7 @@ def test_contract(family: Family) -> None:
                 for some in (ids, ids[:, -1:] if "none" in family.paddings else ids.flip(1))
             )
         )
+        assert set(text) == set(family.text_tensors)
         assert text["prompt_embeds"].shape[:1] == ids.shape[1:]
         assert ("prompt_attention_mask" in text) == ("none" in family.paddings)
         channels = family.text_channels(family.tiny_configs["transformer"])

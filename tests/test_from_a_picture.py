@@ -105,6 +105,17 @@ def test_plan_lists_the_fourth_stage(square: Path, capsys: pytest.CaptureFixture
     assert {row["way"].split(",")[0] for row in ways if row["stage"] == "encode-image"} == {
         "whole", "strips",
     }  # fmt: skip
+    assert len({(row["stage"], row["way"]) for row in ways}) == len(ways)
+
+
+def test_plan_takes_a_picture_of_any_name(
+    square: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    image = tmp_path / "x.png"
+    image.write_bytes(square.read_bytes())
+    assert cli.exit_code(["plan", PROMPT, "-m", "demo", "--image", str(image), "--json"]) == 0
+    assert list(tmp_path.iterdir()) == [image]
 
 
 def test_what_cannot_fit_is_refused_before_any_load(

@@ -34,6 +34,10 @@ def test_every_model_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
     demo = rows["demo"]
     assert (demo["size"], demo["steps"], demo["guidance_scale"]) == ("128x128", 20, 2.0)
     assert demo["where"] == "bundled"
+    for name in names:  # what a short name ends in is what the table says
+        for px in ("256", "512", "1024"):
+            if f"-{px}" in name:
+                assert rows[name]["size"] == f"{px}x{px}", name
 
 
 def test_schedulers_take_what_is_listed(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:

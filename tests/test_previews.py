@@ -114,11 +114,25 @@ def test_the_vae_is_read_once_before_the_transformer(
         return list(dict.fromkeys(told))
 
     fitting = "fitting preview colours from the VAE"
-    assert denoise() == [fitting, "loading the transformer", "denoising"]
-    assert denoise() == ["loading the transformer", "denoising"]
+    reading = "reading the embeddings"
+    assert denoise() == [reading, fitting, "loading the transformer", "denoising"]
+    assert denoise() == [reading, "loading the transformer", "denoising"]
     [kept] = (cache / "previews").iterdir()
     kept.write_text('{"weights": [[1, 2, NaN]]}')  # damaged: made again
-    assert denoise()[0] == fitting
+    assert denoise()[1] == fitting
+
+
+def test_a_cache_that_cannot_be_written_costs_time_only(
+    tiny: Path, cache: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache.write_text("no folder")
+    embeds, latents = tmp_path / "x.embeds.safetensors", tmp_path / "x.latents.safetensors"
+    lowvram.encode("a cat", str(tiny), output=embeds, cache=False)
+    caplog.set_level("INFO")
+    lowvram.denoise(embeds, output=latents, steps=1, preview=1)
+    assert (tmp_path / "x.preview.png").is_file()
+    assert "cannot be written: the next previews fit their colours again" in caplog.text
+    assert "kept in" not in caplog.text
 
 
 def test_without_the_vae_it_says_so(tiny: Path, cache: Path, tmp_path: Path) -> None:

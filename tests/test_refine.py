@@ -287,6 +287,10 @@ REFUSED = {
     "aesthetic": (["refine", "x.png", "a cat", "--aesthetic", "11,2"], "two numbers from 0 to 10"),
     "padding": (["encode", "a cat", "--padding", "none"], "--padding none is not for sdxl-refiner"),
     "cleaning": (["encode", "a cat", "--clean"], "--clean has no meaning for sdxl-refiner"),
+    "T5's embeddings": (
+        ["encode", "a cat", "--embeds", "x.png"],
+        "--embeds is not for sdxl-refiner, whose texts are prompt_embeds and pooled_prompt_embeds",
+    ),
     "over itself": (["refine", "x.png", "a cat", "-o", "x.png"], "x.png would be overwritten"),
     "nothing there": (["refine", "no.png", "a cat"], "no.png does not exist"),
     "fp16 of its VAE": (["decode", "y.latents.safetensors", "--dtype", "fp16"], "force_upcast"),

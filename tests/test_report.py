@@ -138,6 +138,18 @@ def test_a_folder_gives_its_newest_report(tmp_path: Path) -> None:
     assert report_files.find(tmp_path) == newer
 
 
+def test_a_list_has_a_report_of_the_files_that_it_names_only(tmp_path: Path) -> None:
+    image = {"path": "/elsewhere/a-star.png", "latents": str(tmp_path / "a.latents.safetensors")}
+    path = tmp_path / report_files.OF_LIST
+    path.write_text(json.dumps({"images": [image], "stages": [STAGE]}), encoding="utf-8")
+    for name in ("a-star.png", "a-star", "a.latents.safetensors"):
+        assert report_files.find(tmp_path / name) == path
+    (tmp_path / "other.png").write_bytes(b"of another run")
+    for name in ("typo.png", "other.png", "star.png"):
+        with pytest.raises(errors.ArtifactError, match="has no report beside it"):
+            report_files.find(tmp_path / name)
+
+
 BAD = {
     "no such report": (["no.report.json"], 4, "no.report.json cannot be read"),
     "no such picture": (["no.png"], 4, r"has no report beside it \(no.report.json\)"),
@@ -201,7 +213,7 @@ def test_the_table_with_and_without_predictions() -> None:
     assert denoise[at : at + 3] == ["1.64 GB", "1.58 GB", "2.00 GB"]
     assert decode[at : at + 3] == ["-", "-", "-"]
     at = titles.index("read")
-    assert (titles[at + 1], denoise[at : at + 2]) == ("(predicted)", ["0.01 GB", "0.01 GB"])
+    assert (titles[at + 1], denoise[at : at + 2]) == ("(predicted)", ["8.0 MB", "7.0 MB"])
     assert titles[titles.index("RAM (RSS)") + 1] != "(predicted)"
     assert "total" not in titles  # load and compute say it, unless the whole was foretold
     assert lines[3] == (
@@ -225,7 +237,7 @@ def test_the_page_shows_every_text_and_runs_none(tmp_path: Path) -> None:
     assert "<i>" not in text  # nor where this parser looks for no tags
     for shown in (PROMPT, "weights <b>stream</b>", "<i>DPM</i>", "step <i>1", "blocks.0.weight"):
         assert shown in seen.text
-    for shown in ("budget 2.00 GB", "predicted allocated 1.58 GB", "(predicted 0.01 GB)"):
+    for shown in ("budget 2.00 GB", "predicted allocated 1.58 GB", "(predicted 7.0 MB)"):
         assert shown in seen.text
     assert seen.text.count("<script>") == text.count("&lt;script&gt;") - 1  # one in an alt text
     kinds = [
@@ -296,7 +308,7 @@ def test_ticks_are_few_and_inside(top: float) -> None:
 
 def test_numbers_with_their_units() -> None:
     shown = [readable("_bytes", n) for n in (None, 0, 308, 2_650_000, 1.2e9, -6_000_000)]
-    assert shown == ["-", "0.00 MB", "0.31 kB", "2.65 MB", "1.20 GB", "-0.01 GB"]
+    assert shown == ["-", "0.00 MB", "0.31 kB", "2.65 MB", "1.20 GB", "-6.0 MB"]
 
 
 def test_the_file_is_the_document_with_rows_on_one_line() -> None:
@@ -314,7 +326,7 @@ ANY = st.recursive(
     ),
     max_leaves=6,
 )
-FIELDS = [*STAGE, "timeline.columns", "timeline.rows", "left_tensors.0.shape", "marks.0"]
+FIELDS = [*STAGE, "notes", "timeline.columns", "timeline.rows", "left_tensors.0.shape", "marks.0"]
 
 
 @settings(

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,20 @@ def test_repository_in_the_cache(offline: Path, tiny: Path) -> None:
     assert {source.revision for source in model.sources.values()} == {COMMIT}
     for role in ("text_encoder", "tokenizer", "transformer", "scheduler", "vae"):
         assert model.fetch(role) == snapshot / role
+
+
+def test_what_is_to_be_downloaded_is_the_very_commit(offline: Path) -> None:
+    source = files.Source("someone/finetune", COMMIT, "hub")
+    command = f"run hf download someone/finetune --revision {COMMIT} where"
+    with pytest.raises(errors.ModelError, match=command):
+        files.find(source, "config.json")
+    with pytest.raises(errors.ModelError, match="run hf download someone/finetune where"):
+        files.find(replace(source, revision="main"), "config.json")
+
+
+def test_the_demo_is_no_way_out_for_who_needs_a_refiner(offline: Path) -> None:
+    with pytest.raises(errors.ModelError, match=r"run hf download .* where there is a network$"):
+        resolve("sdxl-refiner")
 
 
 @pytest.mark.parametrize("layout", ["transformer", "."])

@@ -102,6 +102,18 @@ def test_reports_count_time_and_memory(tiny: Path, tmp_path: Path) -> None:
         assert word in result.table()
 
 
+def test_progress_counts_pictures_for_people(tiny: Path, tmp_path: Path) -> None:
+    """The bar moves by hundredths; no stage's last word stays while the next one begins."""
+    told: list[lowvram.Progress] = []
+    options = {"steps": 1, "in_process": True, "seed": [1, 2], "decode": "strips"}
+    lowvram.run("a cat", str(tiny), tmp_path / "x.png", on_progress=told.append, **options)
+    decoding = [each for each in told if each.doing == "decoding"]
+    assert decoding[-1].counted() == "2/2" and decoding[-1].total == 200
+    assert {each.counted() for each in decoding} == {"0/2", "1/2", "2/2"}
+    assert next(each for each in told if each.stage == "denoise").counted() == ""
+    assert [each.stage for each in told if each.doing == "reading the embeddings"] == ["denoise"]
+
+
 @pytest.mark.parametrize("stage", ["denoise", "decode"])
 def test_nan_is_an_error_and_no_picture(
     stage: str, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -118,7 +130,8 @@ def test_nan_is_an_error_and_no_picture(
         return model, info
 
     monkeypatch.setattr(broken, "from_pretrained", poisoned)
-    with pytest.raises(errors.NonFiniteError, match="--dtype fp32"):
+    ways_out = {"denoise": "try another --guidance", "decode": "check the files of the VAE"}
+    with pytest.raises(errors.NonFiniteError, match=ways_out[stage]):  # both are float32 already
         lowvram.run("a red circle", str(tiny), tmp_path / "x.png", steps=1, in_process=True)
     assert (tmp_path / "x.embeds.safetensors").exists()
     assert (tmp_path / "x.latents.safetensors").exists() == (stage == "decode")

@@ -3,15 +3,17 @@
 Results go to stdout, everything else to stderr; errors are one line and a documented exit code.
 """
 
-import os
+import errno
 import sys
 from collections.abc import Sequence
-from io import TextIOWrapper
+from importlib.metadata import version
+from typing import Annotated
 
 import typer
 
 from lowvram import errors
 from lowvram.cli import caches, compare, models, pictures, plans, refine, run, stages, tools
+from lowvram.cli.streams import give_up, prepare_streams, say
 
 app = typer.Typer(
     name="lowvram",
@@ -43,39 +45,74 @@ for command in (
 app.add_typer(caches.app)
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"lowvram {version('lowvram')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _before_commands(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_show_version, is_eager=True, help="Show the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """Takes the options that stand before a command."""
+
+
 def main() -> None:
     """Entry point: errors become one line on stderr and an exit code."""
-    for stream in (sys.stdout, sys.stderr):  # a path or prompt that this encoding lacks
-        if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
-    sys.exit(exit_code(sys.argv[1:]))
+    prepare_streams()
+    code = exit_code(sys.argv[1:])
+    try:
+        sys.stderr.flush()
+    except OSError:
+        give_up(sys.stderr)
+    sys.exit(code)
 
 
 def exit_code(arguments: Sequence[str]) -> int:
     """Carry out a command line and return its exit code (see errors.py)."""
     try:
-        code = app(list(arguments), standalone_mode=False)
-        if code == errors.INTERRUPTED_EXIT_CODE:  # what typer makes of Ctrl-C
-            return _interrupted()
-        return code if isinstance(code, int) else 0
+        code = _carry_out(arguments)
+        sys.stdout.flush()
+        return code
     except errors.LowvramError as error:
-        print(f"lowvram: {error}", file=sys.stderr)
-        return error.exit_code
+        return _failed(error)
     except KeyboardInterrupt:
-        return _interrupted()
-    except BrokenPipeError:  # the reader of our output has had enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        say("lowvram: interrupted")
+        return errors.INTERRUPTED_EXIT_CODE
+    except OSError as error:
+        if error.filename is not None or error.errno not in {errno.EPIPE, *errors.NO_SPACE}:
+            raise
+        give_up(sys.stdout)
+        if error.errno == errno.EPIPE:  # the reader of our output has had enough
+            return 0
+        return _failed(errors.storage_error(error, "printing"))
+
+
+def _carry_out(arguments: Sequence[str]) -> int:
+    try:
+        code = app(list(arguments), standalone_mode=False)
+    except SystemExit as ended:
+        if isinstance(ended.__context__, BrokenPipeError):  # what typer makes of it
+            raise ended.__context__ from None
+        raise
     except Exception as error:
         if type(error).__name__ == "NoArgsIsHelpError":
             print(error.format_message())  # type: ignore[attr-defined]
             return 0
         if hasattr(error, "format_message"):  # click's: an unknown option, a missing argument
-            print(f"lowvram: {error.format_message()} (see lowvram --help)", file=sys.stderr)
-            return errors.RequestError.exit_code
+            raise errors.RequestError(f"{error.format_message()} (see lowvram --help)") from None
         raise
+    if code == errors.INTERRUPTED_EXIT_CODE:  # what typer makes of Ctrl-C
+        raise KeyboardInterrupt
+    return code if isinstance(code, int) else 0
 
 
-def _interrupted() -> int:
-    print("lowvram: interrupted", file=sys.stderr)
-    return errors.INTERRUPTED_EXIT_CODE
+def _failed(error: errors.LowvramError) -> int:
+    say(f"lowvram: {error}")
+    return error.exit_code

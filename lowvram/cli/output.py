@@ -1,5 +1,6 @@
 """What the commands share: progress on stderr, results on stdout."""
 
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,22 +31,31 @@ def beside(path: Path, suffix: str) -> Path:
     return path.with_name(path.name.removesuffix(known) + suffix)
 
 
-def print_stage(result: "StageResult", as_json: bool, files: list[dict[str, Any]]) -> None:
-    """A stage's result: the files it made and its row of the table, or the JSON document."""
+def print_stage(result: "StageResult", as_json: bool, made: Mapping[str, Any]) -> None:
+    """A stage's result: the files it made and its row of the table, or the JSON document.
+
+    Args:
+        made: what the document says of the files, beside the report.
+    """
     report = result.report.to_json()
     if as_json:
-        shown = ("prompt", "seed", "width", "height")
-        images = [
-            {**{name: item[name] for name in shown}, **each}
-            for item, each in zip(result.items, files, strict=False)
-        ]
-        print_json({"images": images, "stages": [report]})
-        return
+        return print_json({**made, "stages": [report]})
     from lowvram.memory.report import table
 
     for path in result.paths:
         print(path)
     print(f"\n{table([report])}")
+
+
+def images_of(
+    result: "StageResult", files: Sequence[Mapping[str, str | None]]
+) -> list[dict[str, Any]]:
+    """The records of a stage's pictures, each with its files."""
+    shown = ("prompt", "seed", "width", "height")
+    return [
+        {**{name: item[name] for name in shown}, **each}
+        for item, each in zip(result.items, files, strict=True)
+    ]
 
 
 def print_run(result: "RunResult | BatchResult", as_json: bool) -> None:

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from lowvram.artifacts import SUFFIXES
 from lowvram.cli.options import (
     AsJson,
     At,
@@ -19,7 +20,7 @@ from lowvram.cli.options import (
     Vae,
     Vram,
 )
-from lowvram.cli.output import print_json, print_stage, showing_progress
+from lowvram.cli.output import images_of, print_json, print_stage, showing_progress
 from lowvram.cli.words import parse_numbers, to_options
 from lowvram.repository import DEFAULT_MODEL
 from lowvram.request.encode_image import ENCODES
@@ -31,7 +32,10 @@ def encode_image(
     ],
     model: ModelName = DEFAULT_MODEL,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="x.latents.safetensors")
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="Default: x.image.latents.safetensors beside the first picture."
+        ),
     ] = None,
     vae: Vae = None,
     size: PictureSize = None,
@@ -50,7 +54,7 @@ def encode_image(
     """Pictures to latents to start from (denoise --start), with the VAE alone on the device.
 
     \b
-    lowvram encode-image photo.jpg -m pixart-sigma-1024 -o photo.latents.safetensors
+    lowvram encode-image photo.jpg -m pixart-sigma-1024
 
     Without --size the picture gets the model's own size with its aspect ratio. What does not have
     the model's aspect ratio is cut at its edges, and never distorted.
@@ -58,13 +62,15 @@ def encode_image(
     options = to_options(locals(), but=("images", "model", "output", "as_json"))
     from lowvram import api
 
-    output = output or images[0].with_suffix(".latents.safetensors")
+    # Not x.latents…: that is what a run that made x.png left beside it, and decode makes x.png of.
+    output = output or images[0].with_suffix(f".image{SUFFIXES['latents']}")
     with showing_progress() as on_progress:
         result = api.encode_image(
             images, model, output=output, step_down=True, on_progress=on_progress, **options
         )
     files = {"path": None, "embeds": None, "latents": str(output)}
-    print_stage(result, as_json, [files for _ in result.items])
+    shown = images_of(result, [files for _ in result.items])
+    print_stage(result, as_json, {"latents": str(output), "images": shown})
 
 
 def interpolate(

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from tempfile import gettempdir
 from typing import TYPE_CHECKING, Annotated, Any
+from uuid import uuid4
 
 import typer
 
@@ -48,7 +49,8 @@ def plan(every: bool, as_json: bool, device: str, **arguments: Any) -> None:
     prompts = arguments.pop("prompts")
     if not prompts:
         raise RequestError("say what the picture shall show")
-    nowhere = Path(gettempdir(), "x.png")  # nothing is written, and this can be everywhere
+    # Nothing is written: a name that no picture has, in a folder that can be everywhere.
+    nowhere = Path(gettempdir(), f"{uuid4().hex}.png")
     options: Any = for_run({**arguments, "device": device})
     tasks = resolve_run(prompts, model, nowhere, **options)
     from lowvram.stages import plan as planning  # imports torch

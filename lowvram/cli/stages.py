@@ -52,7 +52,7 @@ from lowvram.cli.options import (
     Weighting,
     Weights,
 )
-from lowvram.cli.output import beside, print_stage, showing_progress
+from lowvram.cli.output import beside, images_of, print_stage, showing_progress
 from lowvram.cli.words import to_options
 from lowvram.repository import DEFAULT_MODEL
 
@@ -91,14 +91,10 @@ def encode(
     named = nullcontext(output) if output else new_path(prompts, ".embeds.safetensors")
     with named as path, showing_progress() as on_progress:
         result = api.encode(
-            prompts,
-            model,
-            output=path,
-            step_down=True,
-            on_progress=on_progress,
-            **options,
+            prompts, model, output=path, step_down=True, on_progress=on_progress, **options
         )
-    print_stage(result, as_json, [])
+    texts = [{name: item[name] for name in ("prompt", "negative_prompt")} for item in result.items]
+    print_stage(result, as_json, {"embeds": str(path), "texts": texts, "images": []})
 
 
 def denoise(
@@ -152,7 +148,8 @@ def denoise(
             embeds, output=output, step_down=True, on_progress=on_progress, **options
         )
     files = {"path": None, "embeds": str(embeds), "latents": str(output)}
-    print_stage(result, as_json, [files for _ in result.items])
+    shown = images_of(result, [files for _ in result.items])
+    print_stage(result, as_json, {"latents": str(output), "images": shown})
 
 
 def decode(
@@ -185,4 +182,5 @@ def decode(
             **options,
         )
     files = {"embeds": None, "latents": str(latents)}
-    print_stage(result, as_json, [{"path": str(path), **files} for path in result.paths])
+    shown = images_of(result, [{"path": str(path), **files} for path in result.paths])
+    print_stage(result, as_json, {"images": shown})

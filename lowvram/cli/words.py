@@ -95,7 +95,8 @@ def parse_numbers(option: str, text: str | None, kind: type[Number]) -> list[Num
         return [kind(part) for part in text.split(",")]
     except ValueError:
         what = "whole numbers" if kind is int else "numbers"
-        raise RequestError(f"{option} {text!r} is not a list of {what}: 999,750,500") from None
+        example = "999,750,500" if kind is int else "0.25,0.5"
+        raise RequestError(f"{option} {text!r} is not a list of {what}: {example}") from None
 
 
 def parse_list(option: str, text: str | None) -> list[str]:

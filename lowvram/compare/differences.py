@@ -228,7 +228,8 @@ def _embeds(before: Files, after: Files, model: Mapping[str, Any]) -> EmbedsDiff
     names = _token_namer(model)
     texts = []
     for text, prefix in _texts(header.items):
-        real = reference[f"{prefix}prompt_attention_mask"].bool()
+        mask = reference.get(f"{prefix}prompt_attention_mask")  # absent where nothing is masked
+        real = slice(None) if mask is None else mask.bool()
         a, b = (
             each[f"{prefix}prompt_embeds"][real].double().numpy() for each in (reference, other)
         )

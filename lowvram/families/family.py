@@ -125,13 +125,14 @@ class Family(ABC):
     default_steps: ClassVar[int]
     default_guidance_scale: ClassVar[float]
     max_tokens: ClassVar[int]
+    text_tensors: ClassVar[tuple[str, ...]] = ("prompt_embeds", "prompt_attention_mask")  # encode's
     # What its text encoder may be given, the default first: "none" for real tokens only, where
     # masks keep padding out; "max" for padding to the limit, as the diffusers pipeline does.
     paddings: ClassVar[tuple[str, ...]] = ("none", "max")
     cleans_captions: ClassVar[bool] = True  # whether its captions were cleaned in training
     needs_start: ClassVar[bool] = False  # whether it works on pictures that are there only
     default_strength: ClassVar[float] = 0.6  # how much of a start is made anew
-    # Whether what is computed beyond the requested size is a margin on the right and below, which
+    # Whether what is computed beyond the requested size is a margin on the right and below that
     # repeats the picture's edge and is cut off; else decode scales and crops.
     margins: ClassVar[bool] = False
     # What the pipeline may name besides, and only another family can run; see `Family.pipelines`.
@@ -178,9 +179,8 @@ class Family(ABC):
             mask: `[batch, tokens]`, 1 for a token, 0 for padding.
 
         Returns:
-            tensors with leading dimension `[batch]`, by their names in the artifact:
-            "prompt_embeds" `[batch, tokens, channels]`, and "prompt_attention_mask"
-            `[batch, tokens]` where the network masks what is no token.
+            tensors `text_tensors` with leading dimension `[batch]`: "prompt_embeds" `[batch,
+            tokens, channels]`, "prompt_attention_mask" `[batch, tokens]` where padding is masked.
         """
 
     def picture_conditions(

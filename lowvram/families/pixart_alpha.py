@@ -32,12 +32,14 @@ class PixArtAlpha(PixArtSigma):
     pipelines = ("PixArtAlphaPipeline",)
     # The 256 px repository holds a transformer only, and that of DMD the scheduler besides.
     models = {
-        "pixart-alpha-256": Published("PixArt-alpha/PixArt-XL-2-256x256", base="pixart-alpha-512"),
-        "pixart-alpha-512": Published("PixArt-alpha/PixArt-XL-2-512x512"),
-        "pixart-alpha-1024": Published("PixArt-alpha/PixArt-XL-2-1024-MS"),
+        "pixart-alpha-256": Published(
+            "PixArt-alpha/PixArt-XL-2-256x256", base="pixart-alpha-512", side=256
+        ),
+        "pixart-alpha-512": Published("PixArt-alpha/PixArt-XL-2-512x512", side=512),
+        "pixart-alpha-1024": Published("PixArt-alpha/PixArt-XL-2-1024-MS", side=1024),
         # Latent consistency: four steps of LCMScheduler without guidance, says its model card.
         "pixart-alpha-1024-lcm": Published(
-            "PixArt-alpha/PixArt-LCM-XL-2-1024-MS", steps=4, guidance_scale=1.0
+            "PixArt-alpha/PixArt-LCM-XL-2-1024-MS", steps=4, guidance_scale=1.0, side=1024
         ),
         # Distribution matching: one step from timestep 400 without guidance, and text encoder and
         # VAE of the 1024 px model (app/app_pixart_dmd.py of PixArt-sigma's repository).
@@ -50,6 +52,7 @@ class PixArtAlpha(PixArtSigma):
             steps=1,
             guidance_scale=1.0,
             timesteps=(400,),
+            side=512,
         ),
     }
     base = "pixart-alpha-1024"

@@ -90,6 +90,7 @@ class SdxlRefiner(Family):
     name = "sdxl-refiner"
     pipelines = ("StableDiffusionXLImg2ImgPipeline",)
     foreign = ("text_encoder",)  # of SDXL's base model, which the same pipeline can hold
+    text_tensors = ("prompt_embeds", "pooled_prompt_embeds")
     transformers = ()  # a lone UNet does not say which model it belongs to
     components = (
         Component(

@@ -65,7 +65,7 @@ def find_room(device: "torch.device", vram: int, stage_budget: int, rates: Rates
         if vram <= context:
             raise RequestError(
                 f"--vram {show(vram)} is less than a process takes on a GPU without any tensor "
-                f"({show(context)}): use --vram {(context >> 20) + 512}MiB"
+                f"({show(context)}): use at least that, and what the stages need besides"
             )
         guessed = device.type == "cuda" and not rates.measured
         return Room(vram - context, "--vram", context, libraries, context, guessed)

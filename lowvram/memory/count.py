@@ -5,7 +5,9 @@ without computing. Under fake tensors the device "meta" stands for a GPU: it is 
 the host's "cpu", and code that stages between the two runs as it is.
 """
 
+import threading
 import weakref
+from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -17,21 +19,32 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from lowvram.interrupts import interrupts_held
+
 
 class LiveBytes(TorchDispatchMode):
     """A context in which new tensors on a device are counted, each storage once, while it lives.
 
     Attributes:
-        now, peak: bytes of the storages that live now, and the most there were at once.
+        peak: bytes of the storages that lived at once, at most.
     """
 
     def __init__(self, device_type: str, now: int = 0, limit: int | None = None) -> None:
         """`now`: bytes that are there already. `limit`: of bytes at once; None for no limit."""
         super().__init__()  # type: ignore[no-untyped-call]
         self.device_type = device_type
-        self.now = self.peak = now
+        self.peak = self._now = now
         self.limit = limit
-        self._seen: dict[int, int] = {}  # a storage's address to its bytes
+        self._seen: dict[int, tuple[int, _Storage]] = {}  # a storage's address to its bytes
+        # Only C runs as a storage goes: an exception there, as of Ctrl-C, would be lost.
+        self._gone: deque[_Storage] = deque()
+        self._settling = threading.Lock()  # a meter's thread looks, too
+
+    @property
+    def now(self) -> int:
+        """Bytes of the storages that live now."""
+        self.settle()
+        return self._now
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -55,6 +68,7 @@ class LiveBytes(TorchDispatchMode):
 
     def _count(self, tensor: Tensor, inputs: Iterable[Any]) -> None:
         """`inputs`: of what the tensor may be a view; views of what is not counted are not."""
+        self.settle()
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key in self._seen or any(
@@ -62,11 +76,13 @@ class LiveBytes(TorchDispatchMode):
             for each in tree_leaves(inputs)
         ):
             return
-        self._seen[key] = size = storage.nbytes()
-        self.now += size
+        size, reference = storage.nbytes(), _Storage(storage, self._gone.append)
+        reference.key = key
+        with self._settling:
+            self._seen[key] = size, reference
+            self._now += size
         self.changed(key, size)
         self.peak = max(self.peak, self.now)
-        weakref.finalize(storage, self._forget, key)
         if self.limit is not None and self.now > self.limit:
             raise MemoryError(
                 f"{self.now / 1e6:,.2f} MB of tensors, and {self.limit / 1e6:,.2f} MB are allowed"
@@ -75,10 +91,21 @@ class LiveBytes(TorchDispatchMode):
     def changed(self, key: int, size: int) -> None:
         """A storage came with so many bytes, or went (negative). For those who want to know."""
 
-    def _forget(self, key: int) -> None:
-        size = self._seen.pop(key)
-        self.now -= size
-        self.changed(key, -size)
+    def settle(self) -> None:
+        """Take off what has gone."""
+        with self._settling:
+            while self._gone:
+                key = self._gone.popleft().key
+                size, _ = self._seen.pop(key)
+                self._now -= size
+                self.changed(key, -size)
+
+
+class _Storage(weakref.ref[torch.UntypedStorage]):
+    """One that may have gone, and its address."""
+
+    __slots__ = ("key",)
+    key: int
 
 
 @cache
@@ -92,7 +119,13 @@ def fake_device() -> Iterator[torch.device]:
     from torch._functorch import config
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    with config.patch(fake_tensor_allow_meta=True), FakeTensorMode(), _Constants():
+    # Ctrl-C inside of torch's switching of modes would leave them switched.
+    with (
+        interrupts_held(),
+        config.patch(fake_tensor_allow_meta=True),
+        FakeTensorMode(),
+        _Constants(),
+    ):
         yield torch.device("meta")
 
 

@@ -178,6 +178,6 @@ def _size(option: Option[Any]) -> int:
     return max(option.need.allocated, option.need.reserved or 0)
 
 
-def show(size: int) -> str:
+def show(size: float) -> str:
     """Bytes for people, decimal."""
-    return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
+    return f"{size / 1e9:.2f} GB" if abs(size) >= 1e8 else f"{size / 1e6:.1f} MB"

@@ -73,6 +73,7 @@ def trace(
             if second is not None:
                 live.watch(second)
             result = work(network, device)
+            live.settle()
     return Trace(
         live.peak,
         live.parked,

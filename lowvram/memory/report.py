@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lowvram.memory.plan import show
+
 _TEXTS = (("stage", "stage"), ("weights", "weights"), ("dtype", "dtype"))
 _MEASURED = (
     ("load", "load_seconds"),
@@ -24,7 +26,7 @@ def table(stages: Sequence[Mapping[str, Any]]) -> str:
     """The stages' reports as an aligned table; columns that no stage knows are left out.
 
     Args:
-        stages: `StageReport.to_json()` of each stage, in order. Peaks are in GB (10^9 bytes).
+        stages: `StageReport.to_json()` of each stage, in order. Sizes are decimal.
     """
     rows = cells(stages)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -88,7 +90,7 @@ def readable(name: str, value: float | None) -> str:
     if name.endswith("seconds"):
         return f"{value:.1f} s"
     if abs(value) >= 5e6:
-        return f"{value / 1e9:.2f} GB"
+        return show(value)
     return f"{value / 1e3:.2f} kB" if 0 < abs(value) < 5e3 else f"{value / 1e6:.2f} MB"
 
 

@@ -17,6 +17,7 @@ _NUMBERS = (
     *(f"peak_{name}_bytes" for name in ("allocated", "reserved", "process", "device", "rss")),
     *("seconds", "weights_bytes", "left_allocated_bytes", "disk_read_bytes", "budget_bytes"),
 )
+_FILES = ("path", "unrefined", "start", "embeds", "latents")  # of an image
 # Lists of numbers and names, on one line each: a timeline has up to 2000 of them. A line break
 # inside of a text is written as \n, so what is matched here lies outside of texts.
 _SHORT_LIST = re.compile(r'\[\s*\n\s*((?:-?[\d.e+-]+|null|"[\w .]*")(?:,\s*\n\s*|(?=\s*\n)))+\s*\]')
@@ -31,7 +32,7 @@ def find(run: Path) -> Path:
         run: x.report.json; x.png, x or a file between the stages; or a folder, for its newest.
 
     Raises:
-        ArtifactError: there is none.
+        ArtifactError: there is none; a list's counts only for the files that it names.
     """
     if run.is_dir():
         found = sorted(run.glob(f"*{SUFFIX}"), key=lambda path: path.stat().st_mtime_ns)
@@ -40,13 +41,15 @@ def find(run: Path) -> Path:
         return found[-1]
     if run.name.endswith(".json"):
         return run
-    known = (each for each in (*SUFFIXES.values(), ".png") if run.name.endswith(each))
-    stem = run.name.removesuffix(next(known, ""))
+    stem = _stem(run.name)
     numbered = re.sub(r"-\d+$", "", stem)  # of several pictures: x-0.png
-    for name in (stem + SUFFIX, numbered + SUFFIX, OF_LIST):
+    for name in (stem + SUFFIX, numbered + SUFFIX):
         path = run.with_name(name)
         if path.is_file():
             return path
+    of_list = run.with_name(OF_LIST)
+    if of_list.is_file() and stem in _stems_in(read(of_list)):
+        return of_list
     raise ArtifactError(
         f"{run} has no report beside it ({stem}{SUFFIX}): name a run's picture, report or folder"
     )
@@ -79,6 +82,22 @@ def to_text(document: Mapping[str, Any]) -> str:
     return _SHORT_LIST.sub(_on_one_line, text).encode(errors="backslashreplace").decode() + "\n"
 
 
+def _stem(name: str) -> str:
+    """Of a picture's name, or of a file's between the stages."""
+    known = (each for each in (*SUFFIXES.values(), ".png") if name.endswith(each))
+    return name.removesuffix(next(known, ""))
+
+
+def _stems_in(document: Mapping[str, Any]) -> set[str]:
+    """Of all files that a report names."""
+    return {
+        _stem(Path(file).name)
+        for image in document["images"]
+        for name in _FILES
+        if isinstance(file := image.get(name), str)
+    }
+
+
 def _on_one_line(found: re.Match[str]) -> str:
     items = found[0][1:-1].strip()
     return f"[{re.sub(_LINE_BREAK, ' ', items)}]"
@@ -107,7 +126,7 @@ def _wrong_in(stage: dict[str, Any]) -> str:
     for name in _NUMBERS:
         if not _is_number(stage.get(name)):
             return f"{name} is not a number"
-    for name in ("reasons", "left_behind"):
+    for name in ("reasons", "left_behind", "notes"):
         if not _are(stage.get(name, []), str):
             return f"{name} is not a list of texts"
     if not _are_tensors(stage.get("left_tensors", [])):

@@ -8,6 +8,7 @@ from typing import Any, TypedDict
 
 from lowvram import emphasis
 from lowvram.errors import RequestError
+from lowvram.families.family import Family
 from lowvram.repository import Model
 from lowvram.request.checks import artifact, budget, in_range, is_unicode, one_of
 
@@ -125,7 +126,7 @@ def resolve_encode(
             "--weighting": weighting,
             "--text-encoder": "text_encoder" in model.swapped,
         }
-        _check_given(embeds, [option for option, is_set in idle.items() if is_set])
+        _check_given(embeds, model, [option for option, is_set in idle.items() if is_set])
     family = model.get_family()
     if clean_caption and not family.cleans_captions:
         raise RequestError(f"--clean has no meaning for {family.name}: leave it out")
@@ -155,8 +156,14 @@ def resolve_encode(
     )
 
 
-def _check_given(embeds: str | Path, idle: list[str]) -> None:
-    """Refuse options that say how to encode where nothing is encoded."""
+def _check_given(embeds: str | Path, model: Model, idle: list[str]) -> None:
+    """Refuse options that say how to encode where nothing is encoded, and models of other texts."""
+    family = model.get_family()
+    if family.text_tensors != Family.text_tensors:
+        raise RequestError(
+            f"--embeds is not for {family.name}, whose texts are "
+            f"{' and '.join(family.text_tensors)}: leave it out"
+        )
     if idle:
         raise RequestError(f"{idle[0]} has no effect with --embeds: leave one of them out")
     if not os.path.isfile(embeds):

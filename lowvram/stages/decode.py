@@ -96,7 +96,7 @@ def decode_each(
     outcomes = Outcomes(len(tasks), on_outcome)
     model = Model.from_record(task.model)
     component = model.get_family().component("vae")
-    device = choose_device(task.device)
+    device = choose_device(task.device, warns=True)
     dtype, dtype_reason = choose_dtype(task.dtype, component.dtype, device, model.vae_upcasts)
     groups = _grouped(tasks, outcomes)
     decision = _decide(groups, model, device, dtype, outcomes)
@@ -241,7 +241,7 @@ def _decode_all(
                         outcomes.settle(job.index, Made(job.paths, made_items))
                 done += 1
                 on_picture(f"picture {done}")
-                on_progress(Progress("decode", "decoding", 100 * done, 100 * total))
+                on_progress(Progress("decode", "decoding", 100 * done, 100 * total, per=100))
             del made, picture, scaled, latents, batch  # no work of the next batch beside them
 
 
@@ -265,9 +265,12 @@ def _save(job: Job, index: int, picture: "Tensor", settings: dict[str, Any], mod
         NonFiniteError, StorageError: it is not written.
     """
     if not picture.isfinite().all():
+        way_out = f"lowvram decode {job.task.latents} --dtype fp32"
+        if settings["dtype"] == "float32":
+            way_out = "check the files of the VAE"
         raise NonFiniteError(
             f"the VAE gave NaN or infinity in {settings['dtype']} for picture {index}: "
-            f"lowvram decode {job.task.latents} --dtype fp32 (the latents are kept)"
+            f"{way_out} (the latents are kept)"
         )
     record = {
         **job.header.items[index],

@@ -90,11 +90,12 @@ def denoise_each(
     Raises:
         ModelError, DeviceError, MemoryExhaustedError: what concerns all tasks that are left.
     """
+    on_progress(Progress("denoise", "reading the embeddings"))
     task = tasks[0]
     outcomes = Outcomes(len(tasks), on_outcome)
     model = Model.from_record(task.model)
     component = model.get_family().component("transformer")
-    device = choose_device(task.device)
+    device = choose_device(task.device, warns=True)
     dtype, dtype_reason = choose_dtype(task.dtype, component.dtype, device)
     groups = grouped(tasks, model, outcomes)
     for note in dict.fromkeys(note for group in groups for note in group.make_scheduler.notes()):

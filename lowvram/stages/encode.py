@@ -82,7 +82,7 @@ def encode_each(
     model = Model.from_record(task.model)
     family = model.get_family()
     component = family.component("text_encoder")
-    device = choose_device(task.device)
+    device = choose_device(task.device, warns=True)
     dtype, dtype_reason = choose_dtype(task.dtype, component.dtype, device)
     with Meter(device) as meter:
         on_progress(Progress("encode", "reading the prompts"))

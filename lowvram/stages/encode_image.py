@@ -82,7 +82,7 @@ def encode_image_each(
     task, model = tasks[0], Model.from_record(tasks[0].model)
     outcomes = Outcomes(len(tasks), on_outcome)
     component = model.get_family().component("vae")
-    device = choose_device(task.device)
+    device = choose_device(task.device, warns=True)
     dtype, dtype_reason = choose_dtype(task.dtype, component.dtype, device, model.vae_upcasts)
     with Meter(device) as meter:
         decision = _decide(tasks, model, device, dtype, outcomes)
@@ -194,7 +194,7 @@ def _encode_each(
         nonlocal done
         done += 1
         meter.mark(f"picture {done}")
-        on_progress(Progress(STAGE, "encoding", 100 * done, 100 * total))
+        on_progress(Progress(STAGE, "encoding", 100 * done, 100 * total, per=100))
 
     for index in outcomes.open():
         task = tasks[index]

@@ -77,8 +77,9 @@ def read_given(task: EncodeTask) -> "dict[str, Tensor]":
     except Exception as error:
         raise _refused(task, f"cannot be read ({first_line(error)[:100]})") from None
     if ours:
+        holds, verb = ("latents", "decode") if "latents" in found else ("embeddings", "denoise")
         raise RequestError(
-            f"--embeds {task.embeds} is a file of lowvram encode: lowvram denoise it"
+            f"--embeds {task.embeds} holds {holds} that lowvram made: lowvram {verb} it"
         )
     if "prompt_embeds" not in found:
         raise _refused(task, "has no tensor prompt_embeds")

@@ -33,6 +33,7 @@ from lowvram.errors import (
 from lowvram.families.family import Component
 from lowvram.files import absolute
 from lowvram.manifest import MANIFEST, Prepared, read_manifest
+from lowvram.memory.plan import show
 from lowvram.progress import OnProgress, Progress, ignore
 from lowvram.repository import Model
 from lowvram.sharing import content_of
@@ -114,11 +115,11 @@ def _prepare_weights(
         _check_space(part, conversion.total_bytes + _SMALL_FILES_BYTES)
         total = _megabytes(conversion.total_bytes)
 
-        def show(doing: str, done: int) -> None:
+        def tell(doing: str, done: int) -> None:
             on_progress(Progress("prepare", f"{doing} {title} (MB)", _megabytes(done), total))
 
-        conversion.write(part, lambda done: show("writing", done))
-        return conversion.verify(part, lambda done: show("verifying", done))
+        conversion.write(part, lambda done: tell("writing", done))
+        return conversion.verify(part, lambda done: tell("verifying", done))
 
     return _make(model, wanted, to, on_progress, fill)
 
@@ -270,7 +271,7 @@ def _check_space(part: Path, needed: int) -> None:
     free = shutil.disk_usage(part).free
     if free < needed:
         raise StorageError(
-            f"{part.parent} has {free / 1e9:.1f} GB free and {needed / 1e9:.1f} GB are needed: "
+            f"{part.parent} has {show(free)} free and {show(needed)} are needed: "
             "free some space, or choose another disk with --to"
         )
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from lowvram import artifacts
 from lowvram.component import use
-from lowvram.errors import ModelError
+from lowvram.errors import ModelError, StorageError
 from lowvram.files import fingerprint, user_cache
 from lowvram.memory.meter import Meter
 from lowvram.memory.plan import Room
@@ -81,10 +81,14 @@ def colours_of(model: Model, on_progress: OnProgress) -> Colours:
     found = _read(path, channels)
     if found is not None:
         return found
-    log.info("fitting the colours of previews from the VAE, once; kept in %s", path)
+    log.info("fitting the colours of previews from the VAE")
     on_progress(Progress("denoise", "fitting preview colours from the VAE"))
     colours = _fit_to(model, folder)
-    artifacts.write_bytes(path, json.dumps({"weights": colours.weights}).encode())
+    try:
+        artifacts.write_bytes(path, json.dumps({"weights": colours.weights}).encode())
+        log.info("kept in %s: the next previews take them from there", path)
+    except StorageError:
+        log.warning("%s cannot be written: the next previews fit their colours again", path)
     return colours
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from lowvram.devices import dtype_name
 from lowvram.errors import NonFiniteError
 from lowvram.families.family import Family
 from lowvram.memory.budget import untracked
@@ -177,9 +178,10 @@ def _resumed(job: Job, checkpoints: Checkpoints) -> Point | None:
 
 def _keep(picture: Picture, latents: "Tensor", network: Network) -> None:
     if not latents.isfinite().all():
-        raise NonFiniteError(
-            f"the transformer gave NaN or infinity in {network.dtype}: denoise with --dtype fp32"
-        )
+        name = dtype_name(network.dtype)
+        exact = name == "float32"
+        way_out = "try another --guidance or --scheduler" if exact else "denoise with --dtype fp32"
+        raise NonFiniteError(f"the transformer gave NaN or infinity in {name}: {way_out}")
     # Not a view: it would keep the whole batch for one picture of it.
     picture.job.finished[picture.number] = latents.clone()
 

@@ -151,6 +151,8 @@ def read_latents(task: DenoiseTask, shape: tuple[int, ...]) -> "Tensor | None":
             f"starting latents {task.latents} have shape {list(latents.shape)}, but "
             f"{list(shape)} are needed for {shape[0]} pictures of this size"
         )
+    if not latents.isfinite().all():
+        raise RequestError(f"starting latents {task.latents} hold NaN or infinity: make them again")
     return latents
 
 

@@ -141,8 +141,10 @@ def _strips(
     places: list[Place] = [choose_place(maps, device.type, folder)]
     if device.type == "cpu" and isinstance(places[0], InRam):
         places.append(OnDisk(folder))  # where the device is the host, maps take from the room
+    host = 0 if device.type == "cpu" else maps
     rooms = [room.bytes - sum(weights) if room.bytes else most, least]
     for place in places:
+        taken = 0
         in_room = picture + (maps if isinstance(place, InRam) else 0) if device.type == "cpu" else 0
         for own in dict.fromkeys(max(least, each - in_room) for each in rooms):
             peaks = None
@@ -157,13 +159,11 @@ def _strips(
             else:
                 allocated = max(held, peaks.allocated)
                 reserved = max(held, peaks.reserved or 0)
-            took = replace(
-                whole,
-                allocated=allocated,
-                reserved=reserved,
-                host=0 if device.type == "cpu" else maps,
-                transferred=0 if device.type == "cpu" else 2 * _PASSES * maps,
-            )
+            if max(allocated, reserved or 0) == taken:  # the smallest strips take no less
+                continue
+            taken = max(allocated, reserved or 0)
+            took = replace(whole, allocated=allocated, reserved=reserved)
+            took = replace(took, host=host, transferred=2 * _PASSES * host)
             says = f"in {show(reserved or held)}, {place}"
             if shape[0] > 1:
                 says += ", one picture at a time whatever the batch size"
