@@ -68,6 +68,9 @@ def component_key(model: Model, role: str) -> str:
         names = _weight_files(model, role)
         if model.is_pickled(role):
             names = [f"{STEMS['diffusers']}.bin"]
+        if not names:
+            folder = source.folder / subfolder
+            raise ModelError(f"{folder} has no {missing_weights(folder)}: check the folder")
         facts["files"] = sorted(_sha256(source, subfolder, name) for name in names)
     elif component.needs:
         facts["files"] = dict(_small_files(source, subfolder))
@@ -136,14 +139,10 @@ def file_sha256(path: Path) -> str:
 
 
 def _weight_files(model: Model, role: str) -> list[str]:
-    """Names of the safetensors that a component consists of."""
+    """Names of the safetensors that a component consists of; none where a folder has none."""
     source, subfolder = model.sources[role], model.subfolder(role)
     if source.kind != "hub":
-        folder = source.folder / subfolder
-        names = weight_names(folder)
-        if not names:
-            raise ModelError(f"{folder} has no {missing_weights(folder)}: check the folder")
-        return names
+        return weight_names(source.folder / subfolder)
     stem = STEMS[model.get_family().component(role).class_name.split(".")[0]]
     index = find(source, _join(subfolder, f"{stem}.safetensors.index.json"))
     return [f"{stem}.safetensors"] if index is None else named_in_index(index)

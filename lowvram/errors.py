@@ -117,7 +117,8 @@ _OUT_OF_MEMORY = (
 
 def less_memory(stage: str) -> str:
     """What to do when a stage, or whatever else is done, ran out of memory."""
-    return _LESS_MEMORY.get(stage, "close other programs")
+    ways = ("close other programs", _LESS_MEMORY.get(stage))
+    return ", or ".join(way for way in ways if way)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -1,8 +1,9 @@
 """Names for what the user leaves unnamed: no earlier run has used them, and none at the same time.
 
-A name is taken by an empty file beside what will bear it, `.NAME.taken`, which the system makes for
-one run only and which is gone when the run ends. A run that is killed leaves it, and later ones
-go on to the next number. Imports no torch.
+The second picture called "a-cat" is "a-cat_2", so that no name is that of one of several pictures
+of another prompt, which end in "-0", "-1" and so on. A name is taken by an empty file beside what
+will bear it, `.NAME.taken`, which the system makes for one run only and which is gone when the run
+ends; of a run that is killed it stays, and later ones go on to the next number. Imports no torch.
 """
 
 import itertools
@@ -26,18 +27,21 @@ def new_path(prompts: Sequence[str], suffix: str, folder: Path = DEFAULT_FOLDER)
     """
     words = words_of(prompts[0] if prompts else "")
     with _made(folder):
+        used = _stems(folder)
         for number in itertools.count(1):
-            name = words if number == 1 else f"{words}-{number}"
+            name = words if number == 1 else f"{words}_{number}"
+            if name in used:
+                continue
             with _taken(folder, name) as own:
                 # Looked at once it is taken: what is not there now, nobody else will put there.
-                if own and not _is_used(folder, name):
+                if own and name not in _stems(folder):
                     yield folder / f"{name}{suffix}"
                     return
 
 
 @contextmanager
 def new_folder(name: str, parent: Path = DEFAULT_FOLDER) -> Iterator[Path]:
-    """A folder that was not there before; it stays if anything is put into it.
+    """A folder that was not there before; it is removed again if nothing is put into it.
 
     Raises:
         StorageError: it cannot be made.
@@ -61,21 +65,19 @@ def new_folder(name: str, parent: Path = DEFAULT_FOLDER) -> Iterator[Path]:
 
 
 def words_of(prompt: str) -> str:
-    """The first words of a prompt as a part of a file's name."""
+    """The first words of a prompt as a part of a file's name, which ends in no picture's number."""
     words = re.findall(r"\w+", prompt.lower())
     name = "-".join(words)[:60].encode()[:120].decode(errors="ignore")  # a name may have 255 bytes
-    return name.rstrip("-") or "picture"
+    return re.sub(r"-(\d+)$", r"_\1", name.rstrip("-")) or "picture"
 
 
-def _is_used(folder: Path, name: str) -> bool:
-    """Whether something bears the name, or a name made of it: what a refiner that failed has left
-    may be all that there is, and numbered pictures may be another prompt's.
-    """
-    made_of_it = re.compile(rf"{re.escape(name)}(\..*|-unrefined.*|-\d+\..*)", re.DOTALL)
+def _stems(folder: Path) -> set[str]:
+    """What names in a folder are made of: numbered pictures and a refiner's leftovers, too."""
     try:
-        return any(made_of_it.fullmatch(each) for each in os.listdir(folder))
+        stems = {each.split(".", 1)[0] for each in os.listdir(folder)}
     except OSError as error:
         raise _unwritable(folder, error) from None
+    return stems | {re.sub(r"-(unrefined.*|\d+)$", "", stem) for stem in stems}
 
 
 @contextmanager

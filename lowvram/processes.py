@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from lowvram import errors
 from lowvram.progress import OnProgress, Progress
-from lowvram.read_ahead import ReadAhead
+from lowvram.read_ahead import ReadAhead, read_for
 
 if TYPE_CHECKING:
     from lowvram.stages.dispatch import OnTold
@@ -32,7 +32,7 @@ class StageProcesses:
         self._fork = fork
         self._worker: subprocess.Popen[str] | None = None
         self._warned: set[str] = set()
-        self._read_bytes = 0  # ahead, and in no report yet
+        self._read_bytes: dict[str, int] = {}  # ahead, by stage, and in no report yet
 
     def __enter__(self) -> Self:
         self._start()  # it imports while the caller resolves and downloads
@@ -82,8 +82,9 @@ class StageProcesses:
                 elif kind == "log":
                     self._log(event["level"], event["message"])
                 elif kind == "done":
-                    self._read_bytes += ahead.ended()
-                    return self._with_reads(event)
+                    reader = read_for(stage, tasks)
+                    self._read_bytes[reader] = self._read_bytes.get(reader, 0) + ahead.ended()
+                    return self._with_reads(stage, event)
                 elif kind == "error":
                     raise _error(stage, event)
                 elif kind == "died":
@@ -109,12 +110,11 @@ class StageProcesses:
             )
         return self._worker
 
-    def _with_reads(self, told: Mapping[str, Any]) -> dict[str, Any]:
+    def _with_reads(self, stage: str, told: Mapping[str, Any]) -> dict[str, Any]:
         """What a stage answered, with the bytes that were read for it, though not by it."""
         report = told.get("report")
         if report and report.get("disk_read_bytes") is not None:
-            report["disk_read_bytes"] += self._read_bytes
-            self._read_bytes = 0
+            report["disk_read_bytes"] += self._read_bytes.pop(stage, 0)
         return dict(told)
 
     def _log(self, level: int, message: str) -> None:

@@ -94,10 +94,11 @@ class ReadAhead:
 
 def files_of(stage: str, tasks: Sequence[Mapping[str, Any]]) -> list[Path]:
     """The weights that a stage will read: prepared, or the model's own as far as they are here.
-    Planning reads none, and encoding comes after it.
+    Planning reads none, and what it plans first comes after it.
     """
     if stage == "plan":
-        stage, tasks = "encode", [row["encode"] for row in tasks if "encode" in row]
+        stage = read_for(stage, tasks)
+        tasks = [row[stage] for row in tasks if stage in row]
     if stage == "encode":
         tasks = [task for task in tasks if not task["embeds"]]  # for the others nothing is loaded
     if not tasks:
@@ -110,6 +111,11 @@ def files_of(stage: str, tasks: Sequence[Mapping[str, Any]]) -> list[Path]:
     if folder is not None:
         return sorted(folder.glob("*.safetensors"))
     return [path for path in weight_paths(model, role) if path.is_file()]
+
+
+def read_for(stage: str, tasks: Sequence[Mapping[str, Any]]) -> str:
+    """The stage whose weights are read while this one starts: of a plan the first that it plans."""
+    return next(iter(tasks[0])) if stage == "plan" and tasks else stage
 
 
 def _dtype(model: Model, role: str, task: Mapping[str, Any]) -> str:

@@ -5,8 +5,7 @@ which says for each component which commit of which repository, or which folder,
 """
 
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from lowvram.files import (
     read_json,
 )
 from lowvram.pickled import unpickled
-from lowvram.unavailable import OR_DEMO, download_command
+from lowvram.unavailable import download_command
 
 DEFAULT_MODEL = "pixart-sigma-1024"
 
@@ -98,10 +97,7 @@ class Model:
         path = find(self.sources[role], name)
         if path is None:
             place = self.sources[role].place
-            with _ways_out(self.get_family()):
-                raise ModelError(
-                    f"{place} has no {name}, or not in the cache: {_check(self, role)}"
-                )
+            raise ModelError(f"{place} has no {name}, or not in the cache: {_check(self, role)}")
         return read_json(path)
 
     @property
@@ -117,8 +113,7 @@ class Model:
         """
         source, subfolder = self.sources[role], self.subfolder(role)
         if source.kind == "hub":
-            with _ways_out(self.get_family()):
-                folder = download(source, subfolder)
+            folder = download(source, subfolder)
             if missing_weights(folder) and self.is_pickled(role):
                 folder = unpickled(source, subfolder, folder)
         else:
@@ -135,8 +130,7 @@ class Model:
         if component.needs and not any((folder / name).is_file() for name in component.needs):
             missing = " or ".join(component.needs)
         if missing:
-            with _ways_out(self.get_family()):
-                raise ModelError(f"{folder} has no {missing}: {_check(self, role)}")
+            raise ModelError(f"{folder} has no {missing}: {_check(self, role)}")
         return folder
 
     def is_pickled(self, role: str) -> bool:
@@ -192,8 +186,7 @@ def _published(family: Family, name: str, entry: Published, revision: str | None
     else:
         source = Source(entry.repository, revision or entry.revision, "hub")
     own = entry.own if entry.base else [component.role for component in family.components]
-    with _ways_out(family):
-        return _placed(name, family, source, set(own), entry)
+    return _placed(name, family, source, set(own), entry)
 
 
 def _unpublished(name: str, source: Source) -> Model:
@@ -265,19 +258,8 @@ def _public(name: str) -> str:
     return Path(name).name if Path(name).is_absolute() else name
 
 
-@contextmanager
-def _ways_out(family: Family) -> Iterator[None]:
-    """The demo model is none for who needs a refiner."""
-    try:
-        yield
-    except ModelError as error:
-        if not family.needs_start:
-            raise
-        raise ModelError(str(error).removesuffix(OR_DEMO)) from None
-
-
 def _check(model: Model, role: str) -> str:
     source = model.sources[role]
     if source.kind == "hub":
-        return f"run {download_command(source)} where there is a network{OR_DEMO}"
+        return f"run {download_command(source)} where there is a network"
     return f"check that {model.name} is complete, in diffusers layout"

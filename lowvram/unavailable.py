@@ -7,8 +7,6 @@ from lowvram.errors import NO_SPACE, LowvramError, ModelError, storage_error
 if TYPE_CHECKING:
     from lowvram.files import Source
 
-OR_DEMO = ", or use -m demo"  # ends an error's ways out
-
 
 def unavailable(source: "Source", error: Exception) -> LowvramError:
     """What a client's error means for the user, and the way out."""
@@ -29,15 +27,13 @@ def unavailable(source: "Source", error: Exception) -> LowvramError:
             f"{source.place} is gated: accept its terms on the Hub, then hf auth login"
         )
     if isinstance(error, RepositoryNotFoundError):
-        return ModelError(
-            f"no repository {source.place} on the Hub: check the name, or use -m demo"
-        )
+        return ModelError(f"no repository {source.place} on the Hub: check the name")
     if isinstance(error, RevisionNotFoundError):
         return ModelError(f"{source.place} has no revision {source.revision}: check --revision")
     why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else type(error).__name__
     return ModelError(
         f"{source.place} is not in the cache and the Hub cannot be reached ({why}): "
-        f"run {download_command(source)} where there is a network{OR_DEMO}"
+        f"run {download_command(source)} where there is a network"
     )
 
 

@@ -82,20 +82,21 @@ def _preload() -> bool:
 
 
 def _import_ahead(stage: str, tasks: Sequence[Mapping[str, Any]]) -> None:
-    """While a stage works: import the networks of later ones, for their forks.
+    """While a stage works, or all are planned: import the networks of later ones, for their forks.
 
     Not where torch is built for CUDA: importing networks starts the driver, if there is one.
     """
     import torch
 
-    if torch.version.cuda is not None or stage not in STAGES:
+    if torch.version.cuda is not None or stage not in (*STAGES, "plan"):
         return
     with suppress(Exception):  # the stage that needs it says so better
         from lowvram.repository import Model
         from lowvram.weights.checkpoint import find_class
 
-        family = Model.from_record(tasks[0]["model"]).get_family()
-        for later in STAGES[STAGES.index(stage) + 1 :]:
+        task = next(iter(tasks[0].values())) if stage == "plan" else tasks[0]
+        family = Model.from_record(task["model"]).get_family()
+        for later in STAGES if stage == "plan" else STAGES[STAGES.index(stage) + 1 :]:
             for role in COMPONENTS[later]:
                 find_class(family.component(role).class_name)
 

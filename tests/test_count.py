@@ -1,6 +1,7 @@
 """Counting live bytes, on real tensors and on fake ones."""
 
 import signal
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -43,6 +44,15 @@ def test_the_fake_device_is_not_the_host() -> None:
         assert live.peak == 1 << 20
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Python's own handler also where tests run in the background, with Ctrl-C ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_as_a_tensor_goes_is_not_lost() -> None:
     """Python's signals are raised in Python's code: there is none where exceptions are lost."""
     lost: list[object] = []
@@ -61,6 +71,7 @@ def test_an_interrupt_as_a_tensor_goes_is_not_lost() -> None:
     assert lost == []
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_of_a_trace_comes_when_it_ends() -> None:
     ended = []
 

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 import lowvram
 from lowvram import errors
 from lowvram.families.pixart import FAMILY
+from lowvram.memory.pinned import PinnedMemory
 from lowvram.weights.checkpoint import Loaded, find_class
 from lowvram.weights.streamed import Streamed
 from lowvram.weights.whole import Whole
@@ -187,6 +188,44 @@ for name in names:
     steps = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     note(test="driver", steps=steps, stderr=done.stderr[-300:])
     assert done.returncode == 0, done.stderr
+
+
+def test_whether_diffusers_without_bitsandbytes_leaves_the_driver_alone() -> None:
+    """Notes it: the worker could then import it before it forks, some 2 s for each stage."""
+    script = """
+import json, os, sys, time
+os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
+sys.modules["bitsandbytes"] = None
+start = time.perf_counter()
+from diffusers import AutoencoderKL, PixArtTransformer2DModel
+seconds = time.perf_counter() - start
+del sys.modules["bitsandbytes"]
+opened = [os.path.realpath(f"/proc/self/fd/{each}") for each in os.listdir("/proc/self/fd")]
+devices = sorted({path for path in opened if path.startswith("/dev/nvidia")})
+child = os.fork()
+if child == 0:
+    import torch
+    from transformers.utils import is_bitsandbytes_available
+    fine = is_bitsandbytes_available() and float(torch.ones(2, device="cuda").sum()) == 2
+    os._exit(0 if fine else 1)
+code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+print(json.dumps({"seconds": seconds, "devices": devices, "child": code}))
+"""
+    done = _run([sys.executable, "-c", script])
+    assert done.returncode == 0, done.stderr
+    note(test="preload", **json.loads(done.stdout.splitlines()[-1]))
+
+
+def test_memory_that_was_registered_is_pinned() -> None:
+    memory = PinnedMemory(torch.device("cuda"))
+    lent = memory.empty(42_500_000)
+    assert lent.is_pinned()
+    lent.fill_(7)
+    there = lent.to("cuda", non_blocking=True)
+    torch.cuda.synchronize()
+    assert int(there.min()) == 7
+    memory.close()
+    assert not lent.is_pinned()
 
 
 def test_the_command_line_makes_a_picture(tmp_path: Path) -> None:

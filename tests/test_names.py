@@ -21,7 +21,8 @@ def test_runs_at_once_get_names_of_their_own(tmp_path: Path) -> None:
     out = tmp_path / "new" / "out"
     with new_path(["a cat"], ".png", out) as path:
         assert path == out / "a-cat.png"
-        assert named(out, "a cat") == "a-cat-2.png"
+        assert named(out, "a cat") == "a-cat_2.png"
+        assert named(out, "a cat 1") == "a-cat_1.png"  # not a picture of several of the first
         assert named(out, "a dog") == "a-dog.png"
     assert list(tmp_path.iterdir()) == []
 
@@ -29,10 +30,10 @@ def test_runs_at_once_get_names_of_their_own(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("there", "name"),
     [
-        ("a-cat-unrefined-0.png", "a-cat-2.png"),  # what a refiner that failed has left
-        ("a-cat-1.png", "a-cat-2.png"),
-        ("a-cat-10.report.json", "a-cat-2.png"),
-        ("a-cat.embeds.safetensors", "a-cat-2.png"),
+        ("a-cat-unrefined-0.png", "a-cat_2.png"),  # what a refiner that failed has left
+        ("a-cat-1.png", "a-cat_2.png"),
+        ("a-cat-10.report.json", "a-cat_2.png"),
+        ("a-cat.embeds.safetensors", "a-cat_2.png"),
         ("a-cat-and-a-dog.png", "a-cat.png"),
     ],
 )
@@ -66,20 +67,22 @@ def test_two_commands_at_once_lose_no_picture(tmp_path: Path) -> None:
         for seed in "12"
     ]
     told = sorted(str(each.communicate()[0]).splitlines()[0] for each in both)
-    assert [Path(each).name for each in told] == ["a-red-circle-2.png", "a-red-circle.png"]
+    assert [Path(each).name for each in told] == ["a-red-circle.png", "a-red-circle_2.png"]
     assert all(Path(each).is_file() for each in told)
     assert not list((tmp_path / "out").glob("*.taken"))
 
 
 def test_numbered_pictures_replace_no_other_prompts(tmp_path: Path) -> None:
-    one = lowvram.run("a red circle 1", "demo", tmp_path, steps=1, in_process=True)
-    before = one.images[0].path.read_bytes()
-    two = lowvram.run("a red circle", "demo", tmp_path, steps=1, seed=[3, 4], in_process=True)
-    assert one.images[0].path.read_bytes() == before
-    assert {image.path.name for image in two.images} == {
-        "a-red-circle-2-0.png",
-        "a-red-circle-2-1.png",
-    }
+    asked = ("a red circle 1", [2]), ("a red circle", [3, 4]), ("a red circle", [5])
+    made = [
+        lowvram.run(prompt, "demo", tmp_path, steps=1, seed=seeds, in_process=True).images
+        for prompt, seeds in asked
+    ]
+    assert [[image.path.name for image in images] for images in made] == [
+        ["a-red-circle_1.png"],
+        ["a-red-circle-0.png", "a-red-circle-1.png"],
+        ["a-red-circle_2.png"],
+    ]
 
 
 LONG = "n" * 300

@@ -1,14 +1,18 @@
 """Page-locked memory: exactly what is asked for, and nothing stays locked."""
 
+import errno
 import logging
+import mmap
 from contextlib import nullcontext
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 from lowvram.memory.pinned import PinnedMemory
 from lowvram.pixels.feature_maps import Pinned
+from lowvram.weights.lanes import CopyingLane
 
 PAGE = 4096
 
@@ -71,6 +75,27 @@ def test_where_nothing_can_be_locked_memory_is_ordinary(
     memory.free(large)
     memory.close()
     assert driver.locked == {}
+
+
+def test_no_memory_at_all_is_an_out_of_memory_and_leaves_nothing(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, made = mmap.mmap, []
+
+    def once(*given: Any, **named: Any) -> mmap.mmap:
+        if made:
+            raise OSError(errno.ENOMEM, "Cannot allocate memory")
+        made.append(real(*given, **named))
+        return made[0]
+
+    monkeypatch.setattr("lowvram.memory.pinned.mmap.mmap", once)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: None)
+    monkeypatch.setattr(torch, "empty", lambda size, **named: torch.zeros(size))
+    units: Any = [SimpleNamespace(size=100)]
+    shards: Any = None
+    with pytest.raises(MemoryError, match=r"of host memory: Cannot allocate memory"):
+        CopyingLane(shards, units, 2, torch.device("cuda"), keep=False)
+    assert made and driver.locked == {}
 
 
 def test_maps_lend_the_same_memory_again(driver: Driver) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -86,6 +87,17 @@ def test_a_card_that_is_not_here_has_the_dtypes_of_its_components() -> None:
     card = torch.device("cuda")
     for default in (torch.bfloat16, torch.float16):
         assert choose_dtype("auto", dtype_name(default), card)[0] == default
+
+
+def test_a_plan_needs_configurations_only(tiny: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "configurations"
+    ignored = shutil.ignore_patterns("*.safetensors", "*.index.json")
+    shutil.copytree(tiny, folder, ignore=ignored)
+    with_files = rows(tiny, every=False, vram=2 << 30)
+    without = rows(folder, every=False, vram=2 << 30)
+    assert [row.way for row in without] == [row.way for row in with_files]
+    read = [row.predicted["disk_read_bytes"] for row in without]
+    assert all(size > 0 for size in read)  # as float32, which is published
 
 
 def test_lossy_ways_only_where_they_are_named(true_sizes: Path) -> None:

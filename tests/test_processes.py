@@ -79,16 +79,22 @@ worker.main()
 
 @pytest.mark.skipif(sys.platform != "linux", reason="forks")
 @pytest.mark.skipif(torch.version.cuda is not None, reason="importing networks starts the driver")
-def test_the_worker_imports_ahead_while_a_stage_works() -> None:
-    record = resolve("demo").record()
+@pytest.mark.parametrize("first", ["encode", "plan"])
+def test_the_worker_imports_ahead_while_a_stage_works(first: str) -> None:
+    task = {"model": resolve("demo").record()}
     broken = {"model": {"family": "none"}}  # the stage says it, not the worker
-    asked = [("encode", broken), ("encode", {"model": record}), ("denoise", {"model": record})]
-    lines = "".join(json.dumps({"stage": s, "tasks": [task]}) + "\n" for s, task in asked)
+    then = {"encode": "denoise", "plan": "encode"}[first]
+    asked = [
+        ("encode", broken),
+        (first, {"encode": task} if first == "plan" else task),
+        (then, task),
+    ]
+    lines = "".join(json.dumps({"stage": s, "tasks": [each]}) + "\n" for s, each in asked)
     done = subprocess.run(
         [sys.executable, "-c", AHEAD], input=lines, capture_output=True, text=True, timeout=120
     )
     told = [json.loads(line) for line in done.stdout.splitlines()]
-    assert told == [["encode", False], ["encode", False], ["denoise", True]], done.stderr
+    assert told == [["encode", False], [first, False], [then, True]], done.stderr
 
 
 def test_where_processes_cannot_fork(

@@ -16,7 +16,7 @@ import lowvram
 from benchmarks.watched import evict
 from lowvram import prepared, processes, read_ahead
 from lowvram.progress import Progress
-from lowvram.read_ahead import ReadAhead, files_of
+from lowvram.read_ahead import ReadAhead, files_of, read_for
 from lowvram.repository import resolve
 from lowvram.request.run import resolve_run
 from lowvram.request.tasks import to_json
@@ -55,11 +55,13 @@ def test_what_is_prepared_is_read_instead(
     assert other == sorted((tiny / "text_encoder").glob("*.safetensors"))
 
 
-def test_while_budgets_are_looked_at_the_encoder_is_read(tiny: Path) -> None:
+def test_while_budgets_are_looked_at_the_first_stage_is_read_for(tiny: Path) -> None:
     tasks = tasks_of(tiny)
-    refining = {"denoise": tasks["denoise"]}  # a row that encodes nothing
-    assert files_of("plan", [refining, tasks]) == files_of("encode", [tasks["encode"]]) != []
-    assert files_of("plan", [refining]) == []
+    assert files_of("plan", [tasks, tasks]) == files_of("encode", [tasks["encode"]]) != []
+    from_pictures = {"encode-image": {**tasks["decode"], "dtype": "auto"}, **tasks}
+    assert files_of("plan", [from_pictures]) == files_of("decode", [tasks["decode"]]) != []
+    assert read_for("plan", [from_pictures]) == "encode-image"
+    assert files_of("plan", []) == []
 
 
 def test_given_embeddings_need_no_weights(tiny: Path) -> None:
@@ -195,18 +197,24 @@ def test_every_stage_of_a_run_is_read_ahead_for(
 
 
 def test_what_was_read_for_a_stage_is_in_its_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also what was read while its budget was looked at, which reports nothing."""
+    """Also what was read for it while its budget was looked at, which reports nothing."""
     monkeypatch.setattr(ReadAhead, "__enter__", lambda self: self)
     monkeypatch.setattr(ReadAhead, "ended", lambda self: 5)
     running = processes.StageProcesses()
     seen = []
-    for report in (None, {"disk_read_bytes": 100}, {"disk_read_bytes": 100}, {}):
+    for stage, report in (
+        ("plan", None),
+        ("encode-image", {"disk_read_bytes": 100}),
+        ("encode", {"disk_read_bytes": 100}),
+        ("denoise", {}),
+    ):
         worker = SimpleNamespace(
             stdin=io.StringIO(),
             stdout=[json.dumps({"event": "done", "report": report})],
             poll=lambda: None,
         )
         monkeypatch.setattr(running, "_worker", worker)
-        told = running.run("encode", [], lambda progress: None, lambda index, outcome: None)
+        tasks = [{"encode-image": {}, "encode": {}}] if stage == "plan" else []
+        told = running.run(stage, tasks, lambda progress: None, lambda index, outcome: None)
         seen.append(told["report"])
     assert seen == [None, {"disk_read_bytes": 110}, {"disk_read_bytes": 105}, {}]

@@ -6,7 +6,7 @@ Results go to stdout, everything else to stderr; errors are one line and a docum
 import errno
 import sys
 from collections.abc import Sequence
-from importlib.metadata import version
+from importlib import metadata
 from typing import Annotated
 
 import typer
@@ -47,7 +47,7 @@ app.add_typer(caches.app)
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        print(f"lowvram {version('lowvram')}")
+        print(f"lowvram {metadata.version('lowvram')}")
         raise typer.Exit
 
 

@@ -62,12 +62,13 @@ def find_room(device: "torch.device", vram: int, stage_budget: int, rates: Rates
     if stage_budget:
         return Room(stage_budget, "--stage-budget", libraries=libraries, context=context)
     if vram:
+        guessed = device.type == "cuda" and not rates.measured
         if vram <= context:
+            says = ", assumed: lowvram doctor measures it" if guessed else ""
             raise RequestError(
                 f"--vram {show(vram)} is less than a process takes on a GPU without any tensor "
-                f"({show(context)}): use at least that, and what the stages need besides"
+                f"({show(context)}{says}): use at least that, and what the stages need besides"
             )
-        guessed = device.type == "cuda" and not rates.measured
         return Room(vram - context, "--vram", context, libraries, context, guessed)
     free = free_bytes(device)
     if free is not None:

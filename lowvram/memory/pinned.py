@@ -6,6 +6,8 @@ memory, locked for the rest of the process. Here ordinary memory is registered w
 
 import logging
 import mmap
+import sys
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +15,10 @@ from torch import Tensor
 log = logging.getLogger(__name__)
 
 _FOR_EVERY_DEVICE = 1  # cudaHostRegisterPortable
+# Ordinary memory, where Python's default is shared memory; Windows knows one kind only.
+_PRIVATE: dict[str, Any] = (
+    {} if sys.platform == "win32" else {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS}
+)
 
 
 class PinnedMemory:
@@ -28,9 +34,17 @@ class PinnedMemory:
         self._locked: dict[int, Tensor] = {}  # by address
 
     def empty(self, size: int) -> Tensor:
-        """`[size]` bytes with undefined values; every page is touched."""
+        """`[size]` bytes with undefined values; locking touches every page.
+
+        Raises:
+            MemoryError: the host has not as much.
+        """
         # Anonymous mappings begin at a page of their own: two never share one.
-        memory = torch.frombuffer(mmap.mmap(-1, max(1, size)), dtype=torch.uint8)
+        try:
+            mapped = mmap.mmap(-1, max(1, size), **_PRIVATE)
+        except OSError as error:
+            raise MemoryError(f"{size / 1e9:.2f} GB of host memory: {error.strerror}") from None
+        memory = torch.frombuffer(mapped, dtype=torch.uint8)
         with torch.cuda.device(self._device):
             if self._lock(memory):
                 self._locked[memory.data_ptr()] = memory

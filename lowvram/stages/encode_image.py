@@ -45,7 +45,6 @@ if TYPE_CHECKING:
     from lowvram.stages.decision import Decision
 
 STAGE = "encode-image"
-
 _OR_STRIPS = ", or --encode strips"
 
 log = logging.getLogger(__name__)
@@ -264,14 +263,11 @@ def _encode_all(
 
 
 def posterior(parameters: "Tensor", seed: int | None) -> "Tensor":
-    """Latents from what the VAE says of a picture.
+    """Latents `[1, channels, height, width]` from what the VAE says of a picture.
 
     Args:
         parameters: `[1, 2 x channels, height, width]`, means and log variances.
         seed: to draw with, on the CPU; None for the mode, which is the means.
-
-    Returns:
-        `[1, channels, height, width]`.
     """
     import torch
     from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution

@@ -171,7 +171,13 @@ class CopyingLane:
         self._kept: dict[int, Tensor] | None = {} if keep else None
         # Slots first: where they do not fit, nothing is pinned yet that would stay so.
         self._slots = [torch.empty(largest, dtype=torch.uint8, device=device) for _ in range(slots)]
-        self._ring = [] if keep else [self._host(largest) for _ in range(2)]
+        self._ring: list[Tensor] = []
+        try:
+            while not keep and len(self._ring) < 2:
+                self._ring.append(self._host(largest))
+        except BaseException:
+            self._unpin()
+            raise
         self._copied: list[Any] = [None, None]  # when the last copy out of a ring buffer ended
         self._turn = 0
         self._freed: list[Any] = [None] * slots  # when the computation was done with a slot
@@ -239,6 +245,9 @@ class CopyingLane:
         self._slots.clear()
         self._ring.clear()
         self._kept = None
+        self._unpin()
+
+    def _unpin(self) -> None:
         if self._pinned is not None:
             self._pinned.close()
 

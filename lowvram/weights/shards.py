@@ -163,6 +163,10 @@ def _header(path: Path) -> dict[str, Stored]:
                 8 + length + begin,
                 end - begin,
             )
+    except OSError as error:
+        raise ModelError(
+            f"{path} cannot be read ({error.strerror}): download or prepare it again"
+        ) from None
     except (struct.error, ValueError, KeyError, TypeError, AttributeError):
         raise ModelError(f"{path} is no safetensors file: download or prepare it again") from None
     return found
