@@ -50,7 +50,9 @@ def same_files(folder: Path, made: Prepared, other_folder: Path, other: Prepared
             continue
         if not name.endswith("config.json"):
             return False
-        ours, theirs = (json.loads((each / name).read_text()) for each in (folder, other_folder))
+        ours, theirs = (
+            json.loads((each / name).read_text(encoding="utf-8")) for each in (folder, other_folder)
+        )
         if effective(ours) != effective(theirs):
             return False
     return True

@@ -226,7 +226,7 @@ def _made_up_pictures() -> "Tensor":
 def _read(path: Path, channels: int) -> Colours | None:
     """A map from the cache; None where there is none that can be used."""
     try:
-        rows = json.loads(path.read_text())["weights"]
+        rows = json.loads(path.read_text(encoding="utf-8"))["weights"]
         weights = tuple((float(r), float(g), float(b)) for r, g, b in rows)
     except (OSError, ValueError, KeyError, TypeError):
         return None
