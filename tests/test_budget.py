@@ -208,7 +208,8 @@ def test_odd_sizes_are_refused(text: str) -> None:
 
 def test_a_budget_below_the_context_is_told_no_number_that_is_not_known() -> None:
     """What the stages need besides they say one by one."""
-    with pytest.raises(errors.RequestError, match=r"0\.50 GB\): use at least that, and what"):
+    said = r"0\.50 GB, assumed: lowvram doctor measures it\): use at least that, and what"
+    with pytest.raises(errors.RequestError, match=said):
         find_room(torch.device("cuda"), 100 << 20, 0, assumed("cuda"))
 
 
