@@ -57,7 +57,7 @@ def _warn_of_unseen_card() -> None:
 
     if torch.version.cuda is None and torch.version.hip is None and (names := nvml_names()):
         log.warning(
-            "%s is here, but torch %s is a build for CPUs: see README, Installing",
+            "%s is here, but torch %s is a build for CPUs: install the one for the card",
             names[0],
             torch.__version__,
         )

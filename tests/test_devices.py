@@ -29,7 +29,7 @@ def test_it_is_named_once(caplog: pytest.LogCaptureFixture) -> None:
         choose_device("auto", warns=True)
     [told] = caplog.messages
     assert told.startswith("NVIDIA GeForce RTX 3060 is here, but torch ")
-    assert told.endswith(" is a build for CPUs: see README, Installing")
+    assert told.endswith(" is a build for CPUs: install the one for the card")
 
 
 @pytest.mark.usefixtures("unseen")

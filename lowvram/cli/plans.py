@@ -6,7 +6,6 @@ from dataclasses import asdict
 from pathlib import Path
 from tempfile import gettempdir
 from typing import TYPE_CHECKING, Annotated, Any
-from uuid import uuid4
 
 import typer
 
@@ -38,6 +37,8 @@ def plan(every: bool, as_json: bool, device: str, **arguments: Any) -> None:
     From the configuration files alone. Takes the arguments of run; with --vram for a CUDA card of
     that budget, whether there is one here or not, unless --device says otherwise.
     """
+    from uuid import uuid4
+
     from lowvram.request.run import resolve_run
     from lowvram.swaps import resolve_with
     from lowvram.terminal import quiet_environment

@@ -125,7 +125,7 @@ class Family(ABC):
     default_steps: ClassVar[int]
     default_guidance_scale: ClassVar[float]
     max_tokens: ClassVar[int]
-    text_tensors: ClassVar[tuple[str, ...]] = ("prompt_embeds", "prompt_attention_mask")  # encode's
+    text_tensors: ClassVar[tuple[str, ...]] = ("prompt_embeds", "prompt_attention_mask")
     # What its text encoder may be given, the default first: "none" for real tokens only, where
     # masks keep padding out; "max" for padding to the limit, as the diffusers pipeline does.
     paddings: ClassVar[tuple[str, ...]] = ("none", "max")

@@ -153,8 +153,11 @@ class Meter:
         with self._looking:
             allocated, reserved = self._counters.allocator()
             process, used = self._counters.driver()
-            if process is not None and reserved is not None and self._reserved() == reserved:
-                # Nothing has come or gone meanwhile: the rest is context and libraries.
+            if (
+                process is not None
+                and reserved is not None
+                and reserved == self._counters.allocator()[1]  # nothing has come or gone meanwhile
+            ):
                 self._beside = max(self._beside or 0, process - reserved)
             self.timeline.add(
                 (
@@ -167,9 +170,6 @@ class Meter:
                     self._host.disk_read_bytes(),
                 )
             )
-
-    def _reserved(self) -> int | None:
-        return self._counters.allocator()[1]
 
     def allocated(self) -> int | None:
         """Bytes of tensors on the device now."""

@@ -70,7 +70,7 @@ class _Stage:
 
 
 @dataclass(frozen=True)
-class _Card:
+class _Target:
     """What stages are planned for.
 
     Attributes:
@@ -115,7 +115,7 @@ def plan(tasks: Tasks, device: torch.device, every: bool = False) -> list[Row]:
         RequestError: a stage cannot keep within its budget, and not every way is wanted.
     """
     rates, rows = rates_of(device), []
-    for stage in _stages(tasks, _Card(device, rates, every)):
+    for stage in _stages(tasks, _Target(device, rates, every)):
         options = list(stage.options) if every else stage.options
         choice: Choice[Any] | None = None
         considered = (each for each in options if each.is_allowed(stage.asked))
@@ -197,7 +197,7 @@ def device_to_plan_for(name: str, vram: int) -> torch.device:
     is not here; "cuda" may always be planned for.
 
     Raises:
-        DeviceError: no such device here, and it is no CUDA card.
+        DeviceError: no such device here, and it is no CUDA target.
     """
     if re.fullmatch(r"cuda(:\d+)?", name):
         return torch.device(name)
@@ -205,28 +205,28 @@ def device_to_plan_for(name: str, vram: int) -> torch.device:
     return torch.device("cuda") if name == "auto" and device.type == "cpu" and vram else device
 
 
-def _stages(tasks: Tasks, card: _Card) -> Iterable[_Stage]:
+def _stages(tasks: Tasks, target: _Target) -> Iterable[_Stage]:
     """Each is listed when the one before has found its way: what is refused, is by the first."""
     if tasks.image is not None:
-        yield _encode_image(tasks.image, card)
+        yield _encode_image(tasks.image, target)
     if not tasks.encode.embeds:  # for which nothing is loaded
-        yield _encode(tasks.encode, card)
-    yield _denoise(tasks, card)
-    yield _decode(tasks, card)
+        yield _encode(tasks.encode, target)
+    yield _denoise(tasks, target)
+    yield _decode(tasks, target)
 
 
-def _encode_image(task: EncodeImageTask, card: _Card) -> _Stage:
+def _encode_image(task: EncodeImageTask, target: _Target) -> _Stage:
     shape = (1, *latent_shape(task, Model.from_record(task.model)))
     ways = partial(pixels_options, shape=shape, batches=len(task.images), direction="encode")
-    return card.stage("encode-image", "vae", task, task.encode, ways)
+    return target.stage("encode-image", "vae", task, task.encode, ways)
 
 
-def _encode(task: EncodeTask, card: _Card) -> _Stage:
+def _encode(task: EncodeTask, target: _Target) -> _Stage:
     ways = partial(encoder_options, texts=_texts(task))
-    return card.stage("encode", "text_encoder", task, task.weights, ways)
+    return target.stage("encode", "text_encoder", task, task.weights, ways)
 
 
-def _denoise(tasks: Tasks, card: _Card) -> _Stage:
+def _denoise(tasks: Tasks, target: _Target) -> _Stage:
     task = tasks.denoise
     model = Model.from_record(task.model)
     beside, _ = model.get_family().picture_conditions(Size(*task.rendered), task.aesthetic_scores)
@@ -234,20 +234,20 @@ def _denoise(tasks: Tasks, card: _Card) -> _Stage:
     count, batches = _batches(task.batch_size, task)
     steps = Steps(
         (count, *latent_shape(task, model)),
-        _encoded(tasks.encode, card) | beside,
+        _encoded(tasks.encode, target) | beside,
         task.guidance_scale > 1,
         number * batches,
     )
     ways = partial(transformer_options, steps=steps)
-    return card.stage("denoise", "transformer", task, task.weights, ways)
+    return target.stage("denoise", "transformer", task, task.weights, ways)
 
 
-def _decode(tasks: Tasks, card: _Card) -> _Stage:
+def _decode(tasks: Tasks, target: _Target) -> _Stage:
     task, model = tasks.decode, Model.from_record(tasks.decode.model)
     count, batches = _batches(task.batch_size, tasks.denoise)
     shape = (count, *latent_shape(tasks.denoise, model))
     ways = partial(pixels_options, shape=shape, batches=batches)
-    return card.stage("decode", "vae", task, task.decode, ways)
+    return target.stage("decode", "vae", task, task.decode, ways)
 
 
 def _batches(at_once: int, task: DenoiseTask) -> tuple[int, int]:
@@ -264,14 +264,14 @@ def _texts(task: EncodeTask) -> Texts:
     )
 
 
-def _encoded(task: EncodeTask, card: _Card) -> dict[str, torch.Tensor]:
+def _encoded(task: EncodeTask, target: _Target) -> dict[str, torch.Tensor]:
     """The tensors of the longest text, `[tokens, …]`: as given, or of these shapes."""
     if task.embeds:
         made: Mapping[str, torch.Tensor] = read_given(task)
     else:
         model = Model.from_record(task.model)
         family = model.get_family()
-        encoder = shapes(model, "text_encoder", card.dtype("text_encoder", task))
+        encoder = shapes(model, "text_encoder", target.dtype("text_encoder", task))
         once = encode_once(family, _texts(task).tokens)
         made = trace(encoder, once, family.component("text_encoder").blocks).result
     return {name: tensor[0] for name, tensor in made.items()}

@@ -173,7 +173,7 @@ class CopyingLane:
         self._slots = [torch.empty(largest, dtype=torch.uint8, device=device) for _ in range(slots)]
         self._ring: list[Tensor] = []
         try:
-            while not keep and len(self._ring) < 2:
+            for _ in range(0 if keep else 2):
                 self._ring.append(self._host(largest))
         except BaseException:
             self._unpin()
